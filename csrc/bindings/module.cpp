@@ -1,0 +1,33 @@
+// The compiled module bigmodel_ext._C: one register_<op> per op, and the few calls that set it up.
+#include <pybind11/pybind11.h>
+
+#include "../common/check.h"
+#include "../common/parallel.h"
+#include "../cpu/isa.h"
+#include "tensor.h"
+
+namespace py = pybind11;
+
+namespace bigmodel {
+void register_quantize_rows(py::module_& m);
+}
+
+PYBIND11_MODULE(_C, m) {
+  using namespace bigmodel;
+  py::register_exception_translator([](std::exception_ptr p) {
+    try {
+      if (p) std::rethrow_exception(p);
+    } catch (const TypeError& e) {
+      PyErr_SetString(PyExc_TypeError, e.what());
+    }
+  });
+  m.def("initialize", [](const py::capsule& exchange, uintptr_t parallel_for, uintptr_t num_threads) {
+    set_exchange_api(exchange);
+    set_thread_pool(reinterpret_cast<ParallelFor>(parallel_for), reinterpret_cast<GetNumThreads>(num_threads));
+  });
+  m.def("detected_isa", [] { return isa_name(detected_isa()); });
+  m.def("active_isa", [] { return isa_name(active_isa()); });
+  m.def("set_active_isa", &set_active_isa);
+  m.def("num_threads", &num_threads);
+  register_quantize_rows(m);
+}

@@ -1,0 +1,23 @@
+// Python tensor -> View, through the DLPack exchange table handed over at import.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+#include <optional>
+
+#include "../common/view.h"
+#include "dlpack.h"
+
+namespace bigmodel {
+
+void set_exchange_api(const pybind11::capsule& capsule);
+const dlpack::ExchangeApi& exchange_api();
+
+// Throws a Python TypeError that names the argument if it is not a tensor on the given kind of device.
+View view(pybind11::handle tensor, const char* name, dlpack::DeviceType device = dlpack::kCPU);
+
+// None gives no view.
+std::optional<View> optional_view(pybind11::handle tensor, const char* name,
+                                  dlpack::DeviceType device = dlpack::kCPU);
+
+}  // namespace bigmodel

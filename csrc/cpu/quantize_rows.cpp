@@ -1,0 +1,41 @@
+#include "quantize_rows.h"
+
+#include <algorithm>
+
+#include "../common/check.h"
+#include "../common/parallel.h"
+#include "isa.h"
+
+namespace bigmodel {
+namespace {
+constexpr Variants<QuantizeRowsKernel> variants = {{quantize_rows_scalar, nullptr, nullptr, nullptr}};
+constexpr int64_t kGrainElements = 32768;  // below this, waking a second thread costs more than it saves
+
+int64_t element_size(DType dtype) { return dtype == DType::f32 ? 4 : 2; }
+}  // namespace
+
+QuantizeRowsKernel quantize_rows_kernel() { return variants.pick(); }
+
+void quantize_rows(const View& x, const View& q, const View& scale) {
+  check_float(x, "x");
+  check_ndim(x, "x", 2);
+  check_contiguous(x, "x");
+  const int64_t m = x.sizes[0], k = x.sizes[1];
+  check_dtype(q, "q", DType::i8);
+  check_ndim(q, "q", 2);
+  check_size(q, "q", 0, m);
+  check_size(q, "q", 1, k);
+  check_contiguous(q, "q");
+  check_dtype(scale, "scale", DType::f32);
+  check_ndim(scale, "scale", 1);
+  check_size(scale, "scale", 0, m);
+  check_contiguous(scale, "scale");
+  const auto kernel = quantize_rows_kernel();
+  const int64_t row_bytes = k * element_size(x.dtype);
+  parallel_for(m, kGrainElements / std::max<int64_t>(k, 1) + 1, [&](int64_t begin, int64_t end) {
+    kernel(x.as<char>() + begin * row_bytes, x.dtype, end - begin, k, k, q.as<uint8_t>() + begin * k, k, 0,
+           scale.as<float>() + begin);
+  });
+}
+
+}  // namespace bigmodel

@@ -1,0 +1,96 @@
+"""Backward formulas, and nothing else. With W the (de-quantized) weight and g the gradient of the output:
+
+    int8_linear, int8_sparse_linear:  dx = g W           (rounding counts as the identity: straight-through)
+    sparse_linear:                    dx = g W,  dvalues = (g^T x) at the stored positions,  dbias = sum g
+    fused_dropout:                    dx = keep * scale * act'(x + bias) * g,  dbias = sum dx,  dresidual = g
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bigmodel_ext import _reference
+from bigmodel_ext._ops import NAMESPACE, library
+
+_ops = torch.ops.bigmodel_ext
+
+
+def _column_sums(grad: Tensor, bias: Tensor | None) -> Tensor | None:
+    """The gradient of a bias that was added to every row."""
+    return None if bias is None else grad.reshape(-1, grad.shape[-1]).sum(0, dtype=torch.promote_types(grad.dtype, torch.float32)).to(bias.dtype)
+
+
+def _register(name: str, setup: Any, backward: Any) -> None:
+    torch.library.register_autograd(f"{NAMESPACE}::{name}", backward, setup_context=setup, lib=library)
+
+
+def _int8_linear_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, weight, weight_scale, bias = inputs
+    ctx.save_for_backward(weight, weight_scale, bias)
+    ctx.in_features = x.shape[-1]
+
+
+def _int8_linear_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    weight, weight_scale, bias = ctx.saved_tensors
+    if weight.dim() == 4:
+        weight = _reference.unpack_int8(weight, weight_scale.shape[0], ctx.in_features)
+    dx = (grad.float() * weight_scale) @ weight.float() if ctx.needs_input_grad[0] else None
+    dbias = _column_sums(grad, bias) if ctx.needs_input_grad[3] else None
+    return None if dx is None else dx.to(grad.dtype), None, None, dbias
+
+
+def _int8_sparse_linear_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, values, crow, col, weight_scale, _, bias, ctx.panel = inputs
+    ctx.save_for_backward(values, crow, col, weight_scale, bias)
+    ctx.in_features = x.shape[-1]
+
+
+def _int8_sparse_linear_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    values, crow, col, weight_scale, bias = ctx.saved_tensors
+    dx = None
+    if ctx.needs_input_grad[0]:
+        n, k = weight_scale.shape[0], ctx.in_features
+        weight = _reference.sparse_to_dense(values, crow, col, n, -(-k // 4), ctx.panel).reshape(n, -1)[:, :k]
+        dx = ((grad.float() * weight_scale) @ weight.float()).to(grad.dtype)
+    dbias = _column_sums(grad, bias) if ctx.needs_input_grad[6] else None
+    return dx, None, None, None, None, None, dbias, None
+
+
+def _sparse_linear_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, values, crow, col, bias, _, ctx.panel = inputs
+    ctx.save_for_backward(x, values, crow, col, bias)
+
+
+def _sparse_linear_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    x, values, crow, col, bias = ctx.saved_tensors
+    dx = dvalues = dbias = None
+    if ctx.needs_input_grad[0]:
+        dx = _ops.sparse_linear_grad_input(grad, values, crow, col, x.shape[-1], ctx.panel)
+    if ctx.needs_input_grad[1]:
+        dvalues = _ops.sparse_linear_grad_values(grad, x, crow, col, ctx.panel).to(values.dtype)
+    if ctx.needs_input_grad[4]:
+        dbias = _column_sums(grad, bias)
+    return dx, dvalues, None, None, dbias, None, None
+
+
+def _fused_dropout_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, bias, _, seed, ctx.p, ctx.activation = inputs
+    ctx.save_for_backward(x, bias, seed)
+
+
+def _fused_dropout_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    x, bias, seed = ctx.saved_tensors
+    dx = dbias = None
+    if ctx.needs_input_grad[0] or ctx.needs_input_grad[1]:
+        dx = _ops.fused_dropout_backward(grad, x, bias, seed, ctx.p, ctx.activation)
+        dbias = _column_sums(dx, bias) if ctx.needs_input_grad[1] else None
+    return dx, dbias, grad if ctx.needs_input_grad[2] else None, None, None, None
+
+
+_register("int8_linear", _int8_linear_setup, _int8_linear_backward)
+_register("int8_sparse_linear", _int8_sparse_linear_setup, _int8_sparse_linear_backward)
+_register("sparse_linear", _sparse_linear_setup, _sparse_linear_backward)
+_register("fused_dropout", _fused_dropout_setup, _fused_dropout_backward)

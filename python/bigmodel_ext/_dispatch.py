@@ -1,0 +1,113 @@
+"""Which implementation an op runs. Per op and device there is an ordered list of candidates; the first that does not
+refuse the arguments runs, and ``explain`` repeats the refusals of those before it. ``BIGMODEL_BACKEND`` keeps one
+backend only and raises if it can't be had."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from bigmodel_ext import _native, _ops, _reference
+
+BACKENDS = ("cpu", "cuda", "reference")
+
+
+def never(*args: Any) -> str | None:
+    """A candidate that refuses nothing."""
+    return None
+
+
+@dataclass(frozen=True)
+class Candidate:
+    backend: str
+    run: Callable[..., Any]
+    refusal: Callable[..., str | None] = never  # why these arguments can't be taken, or None
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What runs for given arguments, and why the better candidates do not."""
+
+    op: str
+    backend: str
+    isa: str | None
+    refused: tuple[str, ...]
+
+    @property
+    def kernel(self) -> str:
+        return f"{self.backend}/{self.op}" + (f"/{self.isa}" if self.isa else "")
+
+    @property
+    def reason(self) -> str:
+        return "; ".join(self.refused) or "first choice"
+
+
+def _checked_reference(name: str) -> Candidate:
+    check, run = _ops.OPS[name][1], getattr(_reference, name)
+
+    def checked(*args: Any) -> Any:
+        check(*args)
+        return run(*args)
+
+    return Candidate("reference", checked)
+
+
+_table: dict[tuple[str, str], list[Candidate]] = {}
+
+
+def forced_backend() -> str | None:
+    name = os.environ.get("BIGMODEL_BACKEND") or None
+    if name is not None and name not in BACKENDS:
+        raise ValueError(f"BIGMODEL_BACKEND must be one of {', '.join(BACKENDS)}, got {name!r}")
+    return name
+
+
+def register(device: str, candidates: dict[str, Candidate]) -> None:
+    """Put a backend's kernels (op name -> candidate) before the reference for tensors on `device`."""
+    forced = forced_backend()
+    for name, candidate in candidates.items():
+        if forced in (None, candidate.backend):
+            reference = [] if forced else [_checked_reference(name)]
+            _table[name, device] = [candidate, *reference]
+            _ops.library.impl(name, _runner(name, _table[name, device]), device.upper())
+
+
+def _runner(name: str, candidates: list[Candidate]) -> Callable[..., Any]:
+    first = candidates[0]
+    rest = candidates[1:]
+
+    def run(*args: Any) -> Any:
+        refusal = first.refusal(*args)
+        if refusal is None:
+            return first.run(*args)
+        for candidate in rest:
+            if candidate.refusal(*args) is None:
+                return candidate.run(*args)
+        raise RuntimeError(f"{name}: the forced backend '{first.backend}' cannot run this: {refusal}")
+
+    return run
+
+
+def explain(op: str, *args: Any) -> Choice:
+    """What `torch.ops.bigmodel_ext.<op>(*args)` would run, and why.
+
+    Raises ValueError if there is no such op."""
+    if op not in _ops.OPS:
+        raise ValueError(f"op must be one of {', '.join(_ops.OPS)}, got {op!r}")
+    device = next((a.device.type for a in args if isinstance(a, torch.Tensor)), "cpu")
+    refused = []
+    for candidate in _table.get((op, device), [_checked_reference(op)]):
+        refusal = candidate.refusal(*args)
+        if refusal is None:
+            isa = _native.active_isa() if candidate.backend == "cpu" else None
+            return Choice(op, candidate.backend, isa, tuple(refused))
+        refused.append(f"{candidate.backend}: {refusal}")
+    raise RuntimeError(f"{op}: no implementation takes these arguments ({'; '.join(refused)})")
+
+
+for _name in _ops.OPS:
+    _ops.library.impl(_name, _checked_reference(_name).run, "CompositeExplicitAutograd")

@@ -1,0 +1,57 @@
+"""The only importer of the compiled module. It hands over torch's own facilities: how to read a tensor (the DLPack
+exchange table) and how to share work (the thread pool's C entry points), so that ``_C`` never sees a torch header."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+from bigmodel_ext import _C
+
+ISAS = ("scalar", "avx2", "avx512", "avx512vnni")
+
+
+def _address(library: ctypes.CDLL, symbol: str) -> int:
+    return ctypes.cast(getattr(library, symbol), ctypes.c_void_p).value or 0
+
+
+def _initialize() -> None:
+    exchange = getattr(torch.Tensor, "__dlpack_c_exchange_api__", None)
+    if exchange is None:
+        raise ImportError(f"bigmodel_ext needs torch >= 2.10, found {torch.__version__}")
+    library = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"))
+    _C.initialize(exchange, _address(library, "torch_parallel_for"), _address(library, "torch_get_num_threads"))
+    forced = os.environ.get("BIGMODEL_ISA")
+    if forced:
+        _C.set_active_isa(forced)
+
+
+_initialize()
+
+quantize_rows = _C.quantize_rows
+
+
+def active_isa() -> str:
+    """The instruction set that kernels use now."""
+    return str(_C.active_isa())
+
+
+def available_isas() -> tuple[str, ...]:
+    """What this processor can run, from the plainest to the best."""
+    return ISAS[: ISAS.index(_C.detected_isa()) + 1]
+
+
+@contextmanager
+def forced_isa(name: str) -> Iterator[None]:
+    """Run a block on another instruction set (process-wide; for tests and benchmarks)."""
+    before = active_isa()
+    _C.set_active_isa(name)
+    try:
+        yield
+    finally:
+        _C.set_active_isa(before)

@@ -1,0 +1,37 @@
+"""1x4 blocks of int8: panel-CSR (see formats.csr) whose entries are four neighbouring weights of a row.
+
+    values       int8 [blocks, 4]
+    col          uint8 [blocks]                block within the panel
+    crow         int32 [panels * N + 1]        as in formats.csr, over ceil(K/4) block columns
+    row_sum      int32 [N]                     sum of the row's stored weights (the unsigned multiply's compensation)
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from bigmodel_ext._reference import panel_rows_columns
+from bigmodel_ext.formats import csr
+
+PANEL = 128
+
+
+def pack(weight_q: Tensor, panel: int = PANEL) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """int8 [N,K] -> (values, crow, col, row_sum). A block is stored if one of its four weights is not 0."""
+    if weight_q.dtype != torch.int8 or weight_q.dim() != 2:
+        raise TypeError(f"weight_q must be int8 [N,K], got {weight_q.dtype} {list(weight_q.shape)}")
+    n, k = weight_q.shape
+    blocks = torch.nn.functional.pad(weight_q, (0, -k % 4)).view(n, -(-k // 4), 4)
+    mask = (blocks != 0).any(-1)
+    _, crow, col = csr.pack(mask.to(torch.int8), mask, panel)
+    rows, columns = panel_rows_columns(crow, col, n, panel)
+    return blocks[rows, columns], crow, col, weight_q.sum(1, dtype=torch.int32)
+
+
+def unpack(
+    values: Tensor, crow: Tensor, col: Tensor, out_features: int, in_features: int, panel: int = PANEL
+) -> Tensor:
+    """The inverse of :func:`pack`: int8 [N,K]."""
+    dense = csr.sparse_to_dense(values, crow, col, out_features, -(-in_features // 4), panel)
+    return dense.reshape(out_features, -1)[:, :in_features].contiguous()

@@ -1,0 +1,56 @@
+"""Panel-CSR: an unstructured sparse matrix W [N,K] cut into panels of `panel` columns, each in CSR order.
+
+    values [nnz]                      stored entries; panel by panel, in it row by row, in it by column
+    col    uint8 [nnz]                column within the panel (so a panel has at most 256)
+    crow   int32 [panels * N + 1]     where row n of panel p begins: crow[p * N + n]
+
+One byte of index per entry, and a kernel that keeps a panel's activations in cache reads the matrix front to back. The
+format is saved as it is: there is no packed copy.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from bigmodel_ext._reference import panel_rows_columns, sparse_to_dense
+
+PANEL = 128
+
+
+def pack(weight: Tensor, mask: Tensor | None = None, panel: int = PANEL) -> tuple[Tensor, Tensor, Tensor]:
+    """Dense [N,K] -> (values, crow, col). Entries where mask (default: weight != 0) is True are stored; NaN is stored."""
+    if weight.dim() != 2:
+        raise ValueError(f"weight must be [N,K], got shape {list(weight.shape)}")
+    if not 1 <= panel <= 256:
+        raise ValueError(f"panel must be in [1, 256], got {panel}")
+    if mask is None:
+        mask = weight != 0
+    elif mask.shape != weight.shape or mask.dtype != torch.bool:
+        raise ValueError(f"mask must be bool {list(weight.shape)}, got {mask.dtype} {list(mask.shape)}")
+    n, k = weight.shape
+    panels = -(-k // panel)
+    pad = (0, panels * panel - k)
+    cut = torch.nn.functional.pad(weight, pad).view(n, panels, panel).transpose(0, 1)
+    kept = torch.nn.functional.pad(mask, pad).view(n, panels, panel).transpose(0, 1)
+    ends = kept.sum(-1).flatten().cumsum(0)
+    if panels * n and int(ends[-1]) >= 2**31:
+        raise ValueError(f"at most 2^31 - 1 entries can be stored, got {int(ends[-1])}")
+    crow = torch.cat([ends.new_zeros(1), ends]).to(torch.int32)
+    col = torch.arange(panel, device=weight.device, dtype=torch.uint8).expand(kept.shape)[kept]
+    return cut[kept], crow, col
+
+
+def unpack(
+    values: Tensor, crow: Tensor, col: Tensor, out_features: int, in_features: int, panel: int = PANEL
+) -> Tensor:
+    """The inverse of :func:`pack`: dense [N,K]."""
+    return sparse_to_dense(values, crow, col, out_features, in_features, panel)
+
+
+def mask_of(crow: Tensor, col: Tensor, out_features: int, in_features: int, panel: int = PANEL) -> Tensor:
+    """bool [N,K]: which entries are stored."""
+    rows, columns = panel_rows_columns(crow, col, out_features, panel)
+    mask = torch.zeros((out_features, in_features), dtype=torch.bool, device=crow.device)
+    mask[rows, columns] = True
+    return mask
