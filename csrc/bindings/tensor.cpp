@@ -12,12 +12,20 @@ const dlpack::ExchangeApi* api = nullptr;
 DType dtype_of(dlpack::DataType t) {
   if (t.lanes != 1) return DType::unsupported;
   switch (t.code) {
-    case dlpack::kFloat: return t.bits == 32 ? DType::f32 : t.bits == 64 ? DType::f64 : t.bits == 16 ? DType::f16 : DType::unsupported;
-    case dlpack::kBfloat: return t.bits == 16 ? DType::bf16 : DType::unsupported;
-    case dlpack::kUInt: return t.bits == 8 ? DType::u8 : DType::unsupported;
+    case dlpack::kFloat:
+      return t.bits == 32 ? DType::f32 : t.bits == 64 ? DType::f64 : t.bits == 16 ? DType::f16 : DType::unsupported;
+    case dlpack::kBfloat:
+      return t.bits == 16 ? DType::bf16 : DType::unsupported;
+    case dlpack::kUInt:
+      return t.bits == 8 ? DType::u8 : DType::unsupported;
     case dlpack::kInt:
-      return t.bits == 8 ? DType::i8 : t.bits == 16 ? DType::i16 : t.bits == 32 ? DType::i32 : t.bits == 64 ? DType::i64 : DType::unsupported;
-    default: return DType::unsupported;
+      return t.bits == 8    ? DType::i8
+             : t.bits == 16 ? DType::i16
+             : t.bits == 32 ? DType::i32
+             : t.bits == 64 ? DType::i64
+                            : DType::unsupported;
+    default:
+      return DType::unsupported;
   }
 }
 

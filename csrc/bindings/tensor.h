@@ -17,7 +17,6 @@ const dlpack::ExchangeApi& exchange_api();
 View view(pybind11::handle tensor, const char* name, dlpack::DeviceType device = dlpack::kCPU);
 
 // None gives no view.
-std::optional<View> optional_view(pybind11::handle tensor, const char* name,
-                                  dlpack::DeviceType device = dlpack::kCPU);
+std::optional<View> optional_view(pybind11::handle tensor, const char* name, dlpack::DeviceType device = dlpack::kCPU);
 
 }  // namespace bigmodel

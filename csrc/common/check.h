@@ -32,7 +32,7 @@ void check_size(const View& v, const char* name, int dim, int64_t expected);
 }  // namespace bigmodel
 
 // The condition's failure throws ValueError with the given parts streamed together.
-#define BIGMODEL_CHECK(condition, ...) \
-  do {                                 \
+#define BIGMODEL_CHECK(condition, ...)                                                                    \
+  do {                                                                                                    \
     if (__builtin_expect(!(condition), 0)) throw std::invalid_argument(::bigmodel::message(__VA_ARGS__)); \
   } while (0)

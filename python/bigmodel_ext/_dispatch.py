@@ -99,7 +99,7 @@ def explain(op: str, *args: Any) -> Choice:
     if op not in _ops.OPS:
         raise ValueError(f"op must be one of {', '.join(_ops.OPS)}, got {op!r}")
     device = next((a.device.type for a in args if isinstance(a, torch.Tensor)), "cpu")
-    refused = []
+    refused: list[str] = []
     for candidate in _table.get((op, device), [_checked_reference(op)]):
         refusal = candidate.refusal(*args)
         if refusal is None:

@@ -19,7 +19,7 @@ PANEL = 128
 
 
 def pack(weight: Tensor, mask: Tensor | None = None, panel: int = PANEL) -> tuple[Tensor, Tensor, Tensor]:
-    """Dense [N,K] -> (values, crow, col). Entries where mask (default: weight != 0) is True are stored; NaN is stored."""
+    """Dense [N,K] -> (values, crow, col). What is stored: entries where mask is True (default: weight != 0)."""
     if weight.dim() != 2:
         raise ValueError(f"weight must be [N,K], got shape {list(weight.shape)}")
     if not 1 <= panel <= 256:
