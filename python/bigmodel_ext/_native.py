@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from bigmodel_ext import _C
+import bigmodel_ext._C as _C
 
 ISAS = ("scalar", "avx2", "avx512", "avx512vnni")
 
