@@ -115,5 +115,7 @@ _dispatch.register(
     "cpu",
     {
         "quantize_rows": Candidate("cpu", quantize_rows),
+        "int8_mm": Candidate("cpu", int8_mm),
+        "int8_linear": Candidate("cpu", int8_linear),
     },
 )
