@@ -15,7 +15,7 @@
 namespace bigmodel {
 namespace {
 
-constexpr Variants<Int8PanelKernel> variants = {{int8_panel_scalar, nullptr, nullptr, nullptr}};
+constexpr Variants<Int8PanelKernel> variants = {{int8_panel_scalar, nullptr, nullptr, int8_panel_avx512vnni}};
 
 constexpr int64_t kRowTile = 6;                        // rows of every wide kernel's register tile
 constexpr int64_t kActivationBytes = 256 << 10;        // a block of activations that stays in L2 beside a panel
