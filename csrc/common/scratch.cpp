@@ -1,46 +1,28 @@
 #include "scratch.h"
 
-#include <new>
+#include <cstdlib>
 
 namespace bigmodel {
 namespace {
 
-constexpr std::align_val_t kAlignment{64};
-
 struct Buffer {
-  char* data = nullptr;
+  void* data = nullptr;
   size_t bytes = 0;
-
-  ~Buffer() { release(); }
-  void release() {
-    ::operator delete(data, kAlignment);
-    data = nullptr;
-    bytes = 0;
-  }
+  ~Buffer() { std::free(data); }
 };
-
-thread_local Buffer buffers[2];
-
-char* allocate(size_t bytes) { return static_cast<char*>(::operator new(bytes, kAlignment)); }
 
 }  // namespace
 
-Scratch::Scratch(ScratchUse use, size_t bytes) : kept_(bytes <= kKeptBytes) {
-  if (!kept_) {
-    data_ = allocate(bytes);
-    return;
+void* scratch(int slot, size_t bytes) noexcept {
+  static thread_local Buffer buffers[kScratchSlots];
+  Buffer& buffer = buffers[slot];
+  if (bytes > buffer.bytes || !buffer.data) {
+    std::free(buffer.data);
+    const size_t rounded = (bytes + 4096) & ~size_t{4095};
+    buffer.data = std::aligned_alloc(64, rounded);
+    buffer.bytes = buffer.data ? rounded : 0;
   }
-  Buffer& buffer = buffers[static_cast<int>(use)];
-  if (buffer.bytes < bytes) {
-    buffer.release();
-    buffer.data = allocate(bytes);
-    buffer.bytes = bytes;
-  }
-  data_ = buffer.data;
-}
-
-Scratch::~Scratch() {
-  if (!kept_) ::operator delete(data_, kAlignment);
+  return buffer.data;
 }
 
 }  // namespace bigmodel

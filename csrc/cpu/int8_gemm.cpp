@@ -15,12 +15,17 @@
 namespace bigmodel {
 namespace {
 
-constexpr Variants<Int8PanelKernel> variants = {{int8_panel_scalar, nullptr, nullptr, int8_panel_avx512vnni}};
+#if defined(__x86_64__)
+constexpr Variants<Int8PanelKernel> variants = {
+    {int8_panel_scalar, int8_panel_avx2, int8_panel_avx512, int8_panel_avx512vnni}};
+#else
+constexpr Variants<Int8PanelKernel> variants = {{int8_panel_scalar, nullptr, nullptr, nullptr}};
+#endif
 
-constexpr int64_t kRowTile = 6;                        // rows of every wide kernel's register tile
-constexpr int64_t kActivationBytes = 256 << 10;        // a block of activations that stays in L2 beside a panel
-constexpr int64_t kGrainWork = 1 << 20;                // multiply-adds below which a second thread does not pay
-constexpr int64_t kReadingWork = 8;                    // reading a weight costs about as much as this many multiply-adds
+constexpr int64_t kRowTile = 6;                  // rows of every wide kernel's register tile
+constexpr int64_t kActivationBytes = 256 << 10;  // a block of activations that stays in L2 beside a panel
+constexpr int64_t kGrainWork = 1 << 20;          // multiply-adds below which a second thread does not pay
+constexpr int64_t kReadingWork = 8;              // reading a weight costs about as much as this many multiply-adds
 constexpr int64_t kQuantizeGrainElements = 32768;
 
 constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
@@ -73,10 +78,14 @@ void make_unsigned(const Int8Gemm& g, const Plan& plan, int64_t row0, int64_t ro
 
 float load_float(const void* data, DType dtype, int64_t i) {
   switch (dtype) {
-    case DType::f32: return static_cast<const float*>(data)[i];
-    case DType::bf16: return bf16_to_float(static_cast<const uint16_t*>(data)[i]);
-    case DType::f16: return f16_to_float(static_cast<const uint16_t*>(data)[i]);
-    default: return static_cast<float>(static_cast<const double*>(data)[i]);
+    case DType::f32:
+      return static_cast<const float*>(data)[i];
+    case DType::bf16:
+      return bf16_to_float(static_cast<const uint16_t*>(data)[i]);
+    case DType::f16:
+      return f16_to_float(static_cast<const uint16_t*>(data)[i]);
+    default:
+      return static_cast<float>(static_cast<const double*>(data)[i]);
   }
 }
 
@@ -134,27 +143,39 @@ struct Columns {
   }
 };
 
-// Working memory of an item: sums over K blocks, and for a canonical weight the packed block and a row of 128.
-struct ItemScratch {
-  static constexpr size_t kPackedBytes = kPanelMaxGroups * 256;
-  static constexpr size_t kOnesBytes = kPanelMaxGroups * 4;
-  Scratch memory;
-  int8_t* packed;
-  uint8_t* row_of_128;
-  int32_t* partial;
+constexpr int kActivationsSlot = 0, kItemSlot = 1;
 
-  explicit ItemScratch(int64_t rows)
-      : memory(ScratchUse::panel, kPackedBytes + kOnesBytes + static_cast<size_t>(rows) * 256),
-        packed(memory.at<int8_t>(0)),
-        row_of_128(memory.at<uint8_t>(kPackedBytes)),
-        partial(memory.at<int32_t>(kPackedBytes + kOnesBytes)) {}
+// Working memory of a thread's items: sums over K blocks, and for a canonical weight the packed block and a row of 128.
+struct ItemMemory {
+  int8_t* packed = nullptr;
+  uint8_t* row_of_128 = nullptr;
+  int32_t* partial = nullptr;
+
+  // False if there is no memory.
+  bool allocate(const Int8Gemm& g, int64_t rows) noexcept {
+    const int64_t groups = ceil_div(g.k, 4);
+    const int64_t partial_bytes = groups > kPanelMaxGroups ? rows * kPanelColumns * 4 : 0;
+    const int64_t block = g.packed ? 0 : std::min(groups, kPanelMaxGroups);
+    char* memory = static_cast<char*>(scratch(kItemSlot, static_cast<size_t>(partial_bytes + block * (256 + 4))));
+    if (!memory) return false;
+    partial = reinterpret_cast<int32_t*>(memory);
+    packed = reinterpret_cast<int8_t*>(memory + partial_bytes);
+    row_of_128 = reinterpret_cast<uint8_t*>(packed + block * 256);
+    std::memset(row_of_128, 128, static_cast<size_t>(block * 4));
+    return true;
+  }
 };
 
-// Rows p.a by panel `panel`; p comes with what concerns the rows filled in.
-void run_panel(const Int8Gemm& g, Int8PanelKernel kernel, const ItemScratch& scratch, int64_t panel, Int8Panel p) {
+// The rows p.a, which are x's from row0, by panel `panel`; p comes with what concerns the rows filled in.
+void run_panel(const Int8Gemm& g, Int8PanelKernel kernel, const ItemMemory& memory, int64_t panel, int64_t row0,
+               Int8Panel p) {
   const int64_t groups = ceil_div(g.k, 4), n0 = panel * kPanelColumns;
   p.columns = std::min(kPanelColumns, g.n - n0);
-  p.partial = scratch.partial;
+  p.partial = memory.partial;
+  p.out =
+      static_cast<char*>(g.out) + (row0 * g.n + n0) * (g.out_dtype == DType::f32 || g.out_dtype == DType::i32 ? 4 : 2);
+  p.out_dtype = g.out_dtype;
+  p.out_stride = g.n;
   Columns columns;
   columns.point(g, n0, p.columns, p);
   const int8_t* weights = g.weight + panel * packed_panel_bytes(g.k);
@@ -172,9 +193,9 @@ void run_panel(const Int8Gemm& g, Int8PanelKernel kernel, const ItemScratch& scr
       p.next = p.b + p.groups * 256;
       p.compensation = p.first ? compensation : nullptr;
     } else {
-      pack(g, n0, p.columns, g0 * 4, p.groups, scratch.packed);
-      sum_columns(kernel, scratch.packed, p.groups, scratch.row_of_128, compensation);
-      p.b = p.next = scratch.packed;
+      pack(g, n0, p.columns, g0 * 4, p.groups, memory.packed);
+      sum_columns(kernel, memory.packed, p.groups, memory.row_of_128, compensation);
+      p.b = p.next = memory.packed;
       p.compensation = compensation;
     }
     kernel(p);
@@ -191,36 +212,33 @@ void int8_gemm(const Int8Gemm& g) {
   const Plan plan = make_plan(g);
   const Int8PanelKernel kernel = int8_panel_kernel();
   const int64_t scale_bytes = round_up(plan.rows * 4, 64);
-  const Scratch activations(ScratchUse::activations, static_cast<size_t>(scale_bytes + plan.rows * plan.stride));
-  float* scale = activations.at<float>(0);
-  uint8_t* q = activations.at<uint8_t>(static_cast<size_t>(scale_bytes));
-  const int64_t out_size = g.out_dtype == DType::f32 || g.out_dtype == DType::i32 ? 4 : 2;
-  std::atomic<bool> out_of_memory{false};
+  char* activations =
+      static_cast<char*>(scratch(kActivationsSlot, static_cast<size_t>(scale_bytes + plan.rows * plan.stride)));
+  if (!activations) throw std::bad_alloc();
+  float* scale = reinterpret_cast<float*>(activations);
+  uint8_t* q = reinterpret_cast<uint8_t*>(activations + scale_bytes);
+  std::atomic<bool> out_of_memory{false};  // nothing may be thrown through the thread pool
   for (int64_t row0 = 0; row0 < g.m; row0 += plan.rows) {
     const int64_t rows = std::min(plan.rows, g.m - row0);
     make_unsigned(g, plan, row0, rows, q, scale);
     const int64_t item_work = kPanelColumns * (g.k + 16) * (std::min(plan.block, rows) + kReadingWork);
     parallel_for(ceil_div(rows, plan.block) * plan.panels, ceil_div(kGrainWork, item_work),
                  [&](int64_t begin, int64_t end) {
-      try {
-        const ItemScratch scratch(plan.block);
-        if (!g.packed) std::memset(scratch.row_of_128, 128, ItemScratch::kOnesBytes);
-        for (int64_t item = begin; item < end; ++item) {
-          const int64_t first = item / plan.panels * plan.block, panel = item % plan.panels;
-          Int8Panel p = {};
-          p.a = q + first * plan.stride;
-          p.a_stride = plan.stride;
-          p.rows = std::min(plan.block, rows - first);
-          p.x_scale = scale + first;
-          p.out = static_cast<char*>(g.out) + ((row0 + first) * g.n + panel * kPanelColumns) * out_size;
-          p.out_dtype = g.out_dtype;
-          p.out_stride = g.n;
-          run_panel(g, kernel, scratch, panel, p);
-        }
-      } catch (const std::bad_alloc&) {
-        out_of_memory = true;  // nothing may be thrown through the thread pool
-      }
-    });
+                   ItemMemory memory;
+                   if (!memory.allocate(g, plan.block)) {
+                     out_of_memory = true;
+                     return;
+                   }
+                   for (int64_t item = begin; item < end; ++item) {
+                     const int64_t first = item / plan.panels * plan.block;
+                     Int8Panel p = {};
+                     p.a = q + first * plan.stride;
+                     p.a_stride = plan.stride;
+                     p.rows = std::min(plan.block, rows - first);
+                     p.x_scale = scale + first;
+                     run_panel(g, kernel, memory, item % plan.panels, row0 + first, p);
+                   }
+                 });
   }
   if (out_of_memory) throw std::bad_alloc();
 }

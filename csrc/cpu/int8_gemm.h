@@ -15,8 +15,8 @@ constexpr int64_t packed_panel_bytes(int64_t k) { return ((k + 3) / 4 + 1) * 256
 
 struct Int8Gemm {
   int64_t m, n, k;
-  const void* x;  // [m, k] of x_dtype, contiguous
-  DType x_dtype;  // int8, or a float type that is quantized row by row
+  const void* x;         // [m, k] of x_dtype, contiguous
+  DType x_dtype;         // int8, or a float type that is quantized row by row
   const int8_t* weight;  // [n, k], or [ceil(n/64), ceil(k/4) + 1, 64, 4] (see formats/int8.py)
   bool packed;
   const float* weight_scale;  // [n]; this and bias only for float x

@@ -27,8 +27,8 @@ struct Int8Panel {
   const int32_t* compensation;  // [64], or null for none
   // A K too long for one call is summed over several, in int32 [rows, 64].
   int32_t* partial;
-  bool first, last;  // the first starts from zero instead of `partial`; the last writes `out` instead of `partial`
-  const float* x_scale;       // [rows]; this and the next two only for a float `out`
+  bool first, last;      // the first starts from zero instead of `partial`; the last writes `out` instead of `partial`
+  const float* x_scale;  // [rows]; this and the next two only for a float `out`
   const float* weight_scale;  // [64]
   const float* bias;          // [64], or null
   void* out;                  // [rows, columns] of int32, float32, bfloat16 or float16

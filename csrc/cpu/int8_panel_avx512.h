@@ -20,7 +20,8 @@ inline __m256i to_bf16(__m512 y) {
 }
 
 template <DType dtype>
-inline void store16(void* out, int64_t at, __mmask16 mask, __m512i sums, __m512 x_scale, __m512 weight_scale, __m512 bias) {
+inline void store16(void* out, int64_t at, __mmask16 mask, __m512i sums, __m512 x_scale, __m512 weight_scale,
+                    __m512 bias) {
   if (dtype == DType::i32) {
     _mm512_mask_storeu_epi32(static_cast<int32_t*>(out) + at, mask, sums);
     return;
@@ -73,10 +74,14 @@ using Finish = void (*)(const Int8Panel&, int64_t, int64_t, const int32_t*);
 Finish pick_finish(const Int8Panel& p) {
   if (!p.last) return finish_partial;
   switch (p.out_dtype) {
-    case DType::i32: return finish_as<DType::i32>;
-    case DType::f32: return finish_as<DType::f32>;
-    case DType::bf16: return finish_as<DType::bf16>;
-    default: return finish_as<DType::f16>;
+    case DType::i32:
+      return finish_as<DType::i32>;
+    case DType::f32:
+      return finish_as<DType::f32>;
+    case DType::bf16:
+      return finish_as<DType::bf16>;
+    default:
+      return finish_as<DType::f16>;
   }
 }
 

@@ -19,9 +19,10 @@ inline __m512i broadcast4(const uint8_t* a) {
   return _mm512_set1_epi32(group);
 }
 
-// sums [rows, 64]. Per group of K, `lines` cache lines are fetched from `ahead` on: into L1 if they are about to be used
-// (4 lines: as fast as weights are consumed), else into L2. Up to 2 rows, two sets of sums hide the latency of one.
-// Arrays stay in registers only as long as they are local and every index is a constant: hence one function, unrolled.
+// sums [rows, 64]. Per group of K, `lines` cache lines are fetched from `ahead` on: into L1 if they are about to be
+// used (4 lines: as fast as weights are consumed), else into L2. Up to 2 rows, two sets of sums hide the latency of
+// one. Arrays stay in registers only as long as they are local and every index is a constant: hence one function,
+// unrolled.
 template <int rows, int lines>
 void tile(const uint8_t* a, int64_t a_stride, const int8_t* b, int64_t groups, const int8_t* ahead, int32_t* sums) {
   constexpr int kSets = rows <= 2 ? 2 : 1;

@@ -1,5 +1,6 @@
-// Two passes over a row, which stays in L1. The largest magnitude is found on the bit patterns without their sign, whose
-// order as integers is that of the numbers, with infinity and then NaN above all of them: one maximum tells everything.
+// Two passes over a row, which stays in L1. The largest magnitude is found on the bit patterns without their sign,
+// whose order as integers is that of the numbers, with infinity and then NaN above all of them: one maximum tells
+// everything.
 #include <immintrin.h>
 
 #include <cstring>
@@ -81,9 +82,12 @@ void quantize(const void* x, int64_t rows, int64_t k, int64_t x_stride, uint8_t*
 void quantize_rows_avx512(const void* x, DType dtype, int64_t rows, int64_t k, int64_t x_stride, uint8_t* q,
                           int64_t q_stride, int zero_point, float* scale) {
   switch (dtype) {
-    case DType::f32: return quantize<DType::f32>(x, rows, k, x_stride, q, q_stride, zero_point, scale);
-    case DType::bf16: return quantize<DType::bf16>(x, rows, k, x_stride, q, q_stride, zero_point, scale);
-    default: return quantize<DType::f16>(x, rows, k, x_stride, q, q_stride, zero_point, scale);
+    case DType::f32:
+      return quantize<DType::f32>(x, rows, k, x_stride, q, q_stride, zero_point, scale);
+    case DType::bf16:
+      return quantize<DType::bf16>(x, rows, k, x_stride, q, q_stride, zero_point, scale);
+    default:
+      return quantize<DType::f16>(x, rows, k, x_stride, q, q_stride, zero_point, scale);
   }
 }
 
