@@ -8,9 +8,10 @@ namespace bigmodel {
 
 void register_int8_mm(py::module_& m) {
   m.def("int8_mm", [](py::handle a, py::handle b, py::handle out) {
-    const View va = view(a, "a"), vb = view(b, "b"), vout = view(out, "out");
+    const DenseTensor da = dense(a, "a"), db = dense(b, "b");
+    const View vout = view(out, "out");
     py::gil_scoped_release unlocked;
-    int8_mm(va, vb, vout);
+    int8_mm(da.view, db.view, vout);
   });
 }
 
