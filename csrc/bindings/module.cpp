@@ -9,6 +9,8 @@
 namespace py = pybind11;
 
 namespace bigmodel {
+void register_int8_linear(py::module_& m);
+void register_int8_mm(py::module_& m);
 void register_quantize_rows(py::module_& m);
 }
 
@@ -29,5 +31,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("active_isa", [] { return isa_name(active_isa()); });
   m.def("set_active_isa", &set_active_isa);
   m.def("num_threads", &num_threads);
+  register_int8_linear(m);
+  register_int8_mm(m);
   register_quantize_rows(m);
 }

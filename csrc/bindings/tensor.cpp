@@ -70,4 +70,17 @@ std::optional<View> optional_view(py::handle tensor, const char* name, dlpack::D
   return view(tensor, name, device);
 }
 
+DenseTensor dense(py::handle tensor, const char* name) {
+  DenseTensor result{{}, view(tensor, name)};
+  if (result.view.contiguous()) return result;
+  result.copy = tensor.attr("contiguous")();
+  result.view = view(result.copy, name);
+  return result;
+}
+
+std::optional<DenseTensor> optional_dense(py::handle tensor, const char* name) {
+  if (tensor.is_none()) return std::nullopt;
+  return dense(tensor, name);
+}
+
 }  // namespace bigmodel

@@ -19,4 +19,12 @@ View view(pybind11::handle tensor, const char* name, dlpack::DeviceType device =
 // None gives no view.
 std::optional<View> optional_view(pybind11::handle tensor, const char* name, dlpack::DeviceType device = dlpack::kCPU);
 
+// A tensor to be read, with what keeps it alive if it had to be copied to be contiguous.
+struct DenseTensor {
+  pybind11::object copy;
+  View view;
+};
+DenseTensor dense(pybind11::handle tensor, const char* name);
+std::optional<DenseTensor> optional_dense(pybind11::handle tensor, const char* name);
+
 }  // namespace bigmodel

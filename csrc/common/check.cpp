@@ -54,6 +54,14 @@ void check_contiguous(const View& v, const char* name) {
   BIGMODEL_CHECK(v.contiguous(), name, " must be contiguous, got shape ", shape_string(v));
 }
 
+void check_shape(const View& v, const char* name, std::initializer_list<int64_t> expected) {
+  View wanted = {};
+  for (const int64_t size : expected) wanted.sizes[wanted.ndim++] = size;
+  bool same = v.ndim == wanted.ndim;
+  for (int d = 0; same && d < v.ndim; ++d) same = v.sizes[d] == wanted.sizes[d];
+  BIGMODEL_CHECK(same, name, " must have shape ", shape_string(wanted), ", got ", shape_string(v));
+}
+
 void check_size(const View& v, const char* name, int dim, int64_t expected) {
   BIGMODEL_CHECK(v.sizes[dim] == expected, name, " must have size ", expected, " in dimension ", dim, ", got shape ",
                  shape_string(v));

@@ -33,6 +33,8 @@ def _initialize() -> None:
 
 _initialize()
 
+int8_linear = _C.int8_linear
+int8_mm = _C.int8_mm
 quantize_rows = _C.quantize_rows
 
 

@@ -33,14 +33,15 @@ def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def int8_mm(a: Tensor, b: Tensor) -> Tensor:
-    out = a.new_empty((a.shape[0], b.shape[0]), dtype=torch.int32)
-    _native.int8_mm(_dense(a), _dense(b), out)
+    out = a.new_empty(a.shape[:1] + b.shape[:1], dtype=torch.int32)
+    _native.int8_mm(a, b, out)
     return out
 
 
 def int8_linear(x: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | None) -> Tensor:
-    out = _rows(x, weight_scale.shape[0])
-    _native.int8_linear(_dense(x), _dense(weight), _dense(weight_scale), _optional_dense(bias), out)
+    n = weight_scale.shape[0] if weight_scale.dim() else 0  # a 0-d scale is refused in C++
+    out = x.new_empty(x.shape[0], n) if x.dim() == 2 else _rows(x, n)  # numbers cost half as much as a tuple
+    _native.int8_linear(x, weight, weight_scale, bias, out)
     return out
 
 
@@ -115,5 +116,7 @@ _dispatch.register(
     "cpu",
     {
         "quantize_rows": Candidate("cpu", quantize_rows),
+        "int8_mm": Candidate("cpu", int8_mm),
+        "int8_linear": Candidate("cpu", int8_linear),
     },
 )
