@@ -34,6 +34,9 @@ def _initialize() -> None:
 _initialize()
 
 quantize_rows = _C.quantize_rows
+sparse_linear = _C.sparse_linear
+sparse_linear_grad_input = _C.sparse_linear_grad_input
+sparse_linear_grad_values = _C.sparse_linear_grad_values
 
 
 def active_isa() -> str:
