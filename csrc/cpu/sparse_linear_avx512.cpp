@@ -5,15 +5,16 @@
 namespace bigmodel {
 namespace {
 
-// How values of each dtype are read: one broadcast, or 16 side by side.
+// How values of each dtype are read: one broadcast, 8 for the matrix products, or 16 (of which `mask` are wanted).
 struct F32 {
   static __m512 broadcast(const void* values, int64_t i) {
-    // Through an integer register: the two vector-load ports are what limits the loop, integer loads have their own.
-    int bits = static_cast<const int*>(values)[i];
-    asm("" : "+r"(bits));
-    return _mm512_castsi512_ps(_mm512_set1_epi32(bits));
+    return _mm512_set1_ps(static_cast<const float*>(values)[i]);
   }
-  static __m512 load(const void* values, int64_t i, __mmask16 mask) {
+  static __m256 load8(const void* values, int64_t i) { return _mm256_loadu_ps(static_cast<const float*>(values) + i); }
+  static __m256 load8(const void* values, int64_t i, __mmask8 mask) {
+    return _mm256_maskz_loadu_ps(mask, static_cast<const float*>(values) + i);
+  }
+  static __m512 load16(const void* values, int64_t i, __mmask16 mask) {
     return _mm512_maskz_loadu_ps(mask, static_cast<const float*>(values) + i);
   }
 };
@@ -23,7 +24,11 @@ struct Bf16 {
     const uint32_t bits = static_cast<const uint16_t*>(values)[i];
     return _mm512_castsi512_ps(_mm512_set1_epi32(static_cast<int>(bits << 16)));
   }
-  static __m512 load(const void* values, int64_t i, __mmask16 mask) {
+  static __m256 load8(const void* values, int64_t i, __mmask8 mask = 0xff) {
+    const __m128i h = _mm_maskz_loadu_epi16(mask, static_cast<const uint16_t*>(values) + i);
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(h), 16));
+  }
+  static __m512 load16(const void* values, int64_t i, __mmask16 mask) {
     const __m256i h = _mm256_maskz_loadu_epi16(mask, static_cast<const uint16_t*>(values) + i);
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(h), 16));
   }
@@ -33,13 +38,17 @@ struct F16 {
   static __m512 broadcast(const void* values, int64_t i) {
     return _mm512_cvtph_ps(_mm256_set1_epi16(static_cast<const int16_t*>(values)[i]));
   }
-  static __m512 load(const void* values, int64_t i, __mmask16 mask) {
+  static __m256 load8(const void* values, int64_t i, __mmask8 mask = 0xff) {
+    return _mm256_cvtph_ps(_mm_maskz_loadu_epi16(mask, static_cast<const uint16_t*>(values) + i));
+  }
+  static __m512 load16(const void* values, int64_t i, __mmask16 mask) {
     return _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(mask, static_cast<const uint16_t*>(values) + i));
   }
 };
 
-// Sums of several entries at a time in registers of their own, because one fused multiply-add waits four cycles for the
-// one before it on the same register.
+// The processor's loads are what limits this loop: four or less of x a value, two of them a cycle. So 8 values and 8
+// columns are loaded at once and taken from registers. Alternating sums, because one fused multiply-add waits four cycles
+// for the one before it on the same register.
 template <typename V, int W>
 void multiply(const float* x, const void* values, const uint8_t* col, const int32_t* crow, int64_t rows, float* y) {
   constexpr int kSets = W == 1 ? 4 : 2;
@@ -48,23 +57,36 @@ void multiply(const float* x, const void* values, const uint8_t* col, const int3
     const int64_t end = crow[r + 1];
     __m512 sum[kSets][W];
     for (int w = 0; w < W; ++w) sum[0][w] = _mm512_loadu_ps(y + w * 16);
-    if (end - i >= 2 * kSets) {
+    if (end - i >= 8) {
       for (int s = 1; s < kSets; ++s)
         for (int w = 0; w < W; ++w) sum[s][w] = _mm512_setzero_ps();
-      for (; i + kSets <= end; i += kSets) {
-        for (int s = 0; s < kSets; ++s) {
-          const __m512 v = V::broadcast(values, i + s);
-          const float* from = x + col[i + s] * (W * 16);
-          for (int w = 0; w < W; ++w) sum[s][w] = _mm512_fmadd_ps(v, _mm512_loadu_ps(from + w * 16), sum[s][w]);
+      for (; i + 8 <= end; i += 8) {
+        const __m512 eight = _mm512_castps256_ps512(V::load8(values, i));
+        uint64_t columns;
+        __builtin_memcpy(&columns, col + i, 8);
+#pragma GCC unroll 8
+        for (int j = 0; j < 8; ++j, columns >>= 8) {
+          const __m512 v = _mm512_permutexvar_ps(_mm512_set1_epi32(j), eight);
+          const float* from = x + (columns & 255) * (W * 16);
+          __m512* to = sum[j % kSets];
+          for (int w = 0; w < W; ++w) to[w] = _mm512_fmadd_ps(v, _mm512_loadu_ps(from + w * 16), to[w]);
         }
       }
       for (int s = 1; s < kSets; ++s)
         for (int w = 0; w < W; ++w) sum[0][w] = _mm512_add_ps(sum[0][w], sum[s][w]);
     }
-    for (; i < end; ++i) {
-      const __m512 v = V::broadcast(values, i);
-      const float* from = x + col[i] * (W * 16);
-      for (int w = 0; w < W; ++w) sum[0][w] = _mm512_fmadd_ps(v, _mm512_loadu_ps(from + w * 16), sum[0][w]);
+    if (i < end) {
+      const int left = static_cast<int>(end - i);
+      const __mmask8 mask = static_cast<__mmask8>((1 << left) - 1);
+      const __m512 some = _mm512_castps256_ps512(V::load8(values, i, mask));
+      uint64_t columns = static_cast<uint64_t>(_mm_cvtsi128_si64(_mm_maskz_loadu_epi8(mask, col + i)));
+      __m512i lane = _mm512_setzero_si512();
+      for (int j = 0; j < left; ++j, columns >>= 8) {
+        const __m512 v = _mm512_permutexvar_ps(lane, some);
+        lane = _mm512_add_epi32(lane, _mm512_set1_epi32(1));
+        const float* from = x + (columns & 255) * (W * 16);
+        for (int w = 0; w < W; ++w) sum[0][w] = _mm512_fmadd_ps(v, _mm512_loadu_ps(from + w * 16), sum[0][w]);
+      }
     }
     for (int w = 0; w < W; ++w) _mm512_storeu_ps(y + w * 16, sum[0][w]);
   }
@@ -158,7 +180,7 @@ void multiply_row(const float* x, const void* values, const uint8_t* col, const 
           __m512 from = low.at(index);
           if (Wide)
             from = _mm512_mask_blend_ps(_mm512_test_epi32_mask(index, _mm512_set1_epi32(128)), from, high.at(index));
-          sum = _mm512_mask3_fmadd_ps(V::load(values, i, mask), from, sum, mask);
+          sum = _mm512_mask3_fmadd_ps(V::load16(values, i, mask), from, sum, mask);
         }
         _mm512_store_ps(sums + r * 16, sum);
       }
