@@ -12,6 +12,7 @@ namespace bigmodel {
 void register_int8_linear(py::module_& m);
 void register_int8_mm(py::module_& m);
 void register_quantize_rows(py::module_& m);
+void register_sparse_linear(py::module_& m);
 }
 
 PYBIND11_MODULE(_C, m) {
@@ -34,4 +35,5 @@ PYBIND11_MODULE(_C, m) {
   register_int8_linear(m);
   register_int8_mm(m);
   register_quantize_rows(m);
+  register_sparse_linear(m);
 }

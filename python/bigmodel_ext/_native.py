@@ -36,6 +36,9 @@ _initialize()
 int8_linear = _C.int8_linear
 int8_mm = _C.int8_mm
 quantize_rows = _C.quantize_rows
+sparse_linear = _C.sparse_linear
+sparse_linear_grad_input = _C.sparse_linear_grad_input
+sparse_linear_grad_values = _C.sparse_linear_grad_values
 
 
 def active_isa() -> str:

@@ -79,8 +79,9 @@ def sparse_linear_grad_input(
 def sparse_linear_grad_values(grad: Tensor, x: Tensor, crow: Tensor, col: Tensor, panel: int) -> Tensor:
     n, k = grad.shape[-1], x.shape[-1]
     rows, columns = panel_rows_columns(crow, col, n, panel)
+    m = math.prod(x.shape[:-1])
     wide = torch.promote_types(grad.dtype, torch.float32)
-    dense = grad.reshape(-1, n).to(wide).T @ x.reshape(-1, k).to(wide) if x.numel() else grad.new_zeros((n, k))
+    dense = grad.reshape(m, n).to(wide).T @ x.reshape(m, k).to(wide)
     return dense[rows, columns].to(grad.dtype)
 
 

@@ -118,5 +118,8 @@ _dispatch.register(
         "quantize_rows": Candidate("cpu", quantize_rows),
         "int8_mm": Candidate("cpu", int8_mm),
         "int8_linear": Candidate("cpu", int8_linear),
+        "sparse_linear": Candidate("cpu", sparse_linear, _double),
+        "sparse_linear_grad_input": Candidate("cpu", sparse_linear_grad_input, _double),
+        "sparse_linear_grad_values": Candidate("cpu", sparse_linear_grad_values, _double),
     },
 )
