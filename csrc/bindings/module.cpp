@@ -9,6 +9,7 @@
 namespace py = pybind11;
 
 namespace bigmodel {
+void register_fused_dropout(py::module_& m);
 void register_quantize_rows(py::module_& m);
 }
 
@@ -29,5 +30,6 @@ PYBIND11_MODULE(_C, m) {
   m.def("active_isa", [] { return isa_name(active_isa()); });
   m.def("set_active_isa", &set_active_isa);
   m.def("num_threads", &num_threads);
+  register_fused_dropout(m);
   register_quantize_rows(m);
 }

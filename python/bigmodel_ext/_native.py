@@ -33,6 +33,8 @@ def _initialize() -> None:
 
 _initialize()
 
+fused_dropout = _C.fused_dropout
+fused_dropout_backward = _C.fused_dropout_backward
 quantize_rows = _C.quantize_rows
 
 

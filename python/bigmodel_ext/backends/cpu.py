@@ -115,5 +115,7 @@ _dispatch.register(
     "cpu",
     {
         "quantize_rows": Candidate("cpu", quantize_rows),
+        "fused_dropout": Candidate("cpu", fused_dropout, _double),
+        "fused_dropout_backward": Candidate("cpu", fused_dropout_backward, _double),
     },
 )
