@@ -1,6 +1,8 @@
 #include "dropout.h"
 
 #include <cmath>
+#include <cstring>
+#include <string>
 
 #include "check.h"
 
@@ -10,9 +12,9 @@ namespace {
 constexpr const char* kActivationNames[kActivationCount] = {"none", "relu",    "leaky_relu", "gelu",
                                                             "silu", "sigmoid", "tanh",       "softplus"};
 
-Activation parse_activation(const std::string& name) {
+Activation parse_activation(const char* name) {
   for (int i = 0; i < kActivationCount; ++i)
-    if (name == kActivationNames[i]) return static_cast<Activation>(i);
+    if (std::strcmp(name, kActivationNames[i]) == 0) return static_cast<Activation>(i);
   std::string all;
   for (const char* known : kActivationNames) all += message(all.empty() ? "" : ", ", known);
   throw std::invalid_argument(message("activation must be one of ", all, ", got '", name, "'"));
@@ -40,7 +42,7 @@ void check_bias(const View& bias, const View& x) {
 
 DropoutArgs dropout_args(const View& x, const std::optional<View>& bias, const std::optional<View>& other,
                          const char* other_name, const std::optional<View>& seed, const View& out, double p,
-                         const std::string& activation) {
+                         const char* activation) {
   DropoutArgs args{};
   check_float(x, "x");
   BIGMODEL_CHECK(p >= 0.0 && p <= 1.0, "p must be in [0, 1], got ", p);

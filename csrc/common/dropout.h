@@ -9,7 +9,6 @@
 #pragma once
 
 #include <optional>
-#include <string>
 
 #include "activation.h"
 #include "view.h"
@@ -37,6 +36,6 @@ struct DropoutArgs {
 // Checks everything, names what is wrong. `other_name` is "residual" or "grad".
 DropoutArgs dropout_args(const View& x, const std::optional<View>& bias, const std::optional<View>& other,
                          const char* other_name, const std::optional<View>& seed, const View& out, double p,
-                         const std::string& activation);
+                         const char* activation);
 
 }  // namespace bigmodel
