@@ -41,15 +41,11 @@ struct Logistic {
   Floats complement(Floats x) const { return choose(below(x, set(0.0f)), d, e * d); }
 };
 
-// The normal distribution: density = exp(-x^2 / 2), not normalized, and cumulative = density * q(t) on the negative
-// side, where q falls slowly and t = 1 / (1 + |x| / 4) makes it a polynomial. x^2 is taken in two parts.
+// normal_point of activation.h: density = exp(-x^2 / 2) with x^2 taken in two parts, and the share below x.
 struct Normal {
   Floats density, cumulative;
   explicit Normal(Floats x) {
-    static constexpr float c[] = {-2.3784143195371144e-05f, 0.10027579218149185f,  0.09439745545387268f,
-                                  0.12368862330913544f,     -0.026913335546851158f, 0.31732815504074097f,
-                                  -0.34965771436691284f,    0.407657265663147f,    -0.20176191627979279f,
-                                  0.035009466111660004f};  // 9e-9 up to |x| = 6
+    static constexpr float c[] = BIGMODEL_NORMAL_TAIL;
     const Floats a = at_most(15.0f, magnitude(x));  // beyond it the density is 0 in float32
     const Floats square = a * a, low = fms(a, a, square);
     density = exp_of(square * set(-0.5f), low * set(-0.5f));

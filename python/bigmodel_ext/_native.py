@@ -35,6 +35,8 @@ _initialize()
 
 fused_dropout = _C.fused_dropout
 fused_dropout_backward = _C.fused_dropout_backward
+fused_dropout_at = _C.fused_dropout_at
+philox_4x32 = _C.philox_4x32
 quantize_rows = _C.quantize_rows
 
 
