@@ -35,6 +35,10 @@ _initialize()
 
 int8_linear = _C.int8_linear
 int8_mm = _C.int8_mm
+fused_dropout = _C.fused_dropout
+fused_dropout_backward = _C.fused_dropout_backward
+fused_dropout_at = _C.fused_dropout_at
+philox_4x32 = _C.philox_4x32
 quantize_rows = _C.quantize_rows
 sparse_linear = _C.sparse_linear
 sparse_linear_grad_input = _C.sparse_linear_grad_input

@@ -92,19 +92,38 @@ def int8_sparse_linear(
     return out
 
 
+def _dropout_bias(x: Tensor, bias: Tensor | None) -> Tensor | None:
+    """Contiguous, and float32 if it is a float that the kernel does not read."""
+    if bias is not None and bias.is_floating_point() and bias.dtype not in (torch.float32, x.dtype):
+        bias = bias.float()
+    return _optional_dense(bias)
+
+
 def fused_dropout(
     x: Tensor, bias: Tensor | None, residual: Tensor | None, seed: Tensor | None, p: float, activation: str
 ) -> Tensor:
-    out = torch.empty_like(x, memory_format=torch.contiguous_format)
-    _native.fused_dropout(_dense(x), _optional_dense(bias), _optional_dense(residual), seed, out, p, activation)
+    out = torch.empty_like(x)
+    if _native.fused_dropout(x, bias, residual, seed, out, p, activation):  # the kernel could take them as they are
+        return out
+    if x.dtype is torch.float64:
+        return NotImplemented
+    x = x.contiguous()
+    out = torch.empty_like(x)
+    _native.fused_dropout(x, _dropout_bias(x, bias), _optional_dense(residual), seed, out, p, activation)
     return out
 
 
 def fused_dropout_backward(
     grad: Tensor, x: Tensor, bias: Tensor | None, seed: Tensor | None, p: float, activation: str
 ) -> Tensor:
-    out = torch.empty_like(x, memory_format=torch.contiguous_format)
-    _native.fused_dropout_backward(_dense(grad), _dense(x), _optional_dense(bias), seed, out, p, activation)
+    out = torch.empty_like(x)
+    if _native.fused_dropout_backward(grad, x, bias, seed, out, p, activation):
+        return out
+    if x.dtype is torch.float64:
+        return NotImplemented
+    x = x.contiguous()
+    out = torch.empty_like(x)
+    _native.fused_dropout_backward(grad.contiguous(), x, _dropout_bias(x, bias), seed, out, p, activation)
     return out
 
 
@@ -121,5 +140,7 @@ _dispatch.register(
         "sparse_linear": Candidate("cpu", sparse_linear, _double),
         "sparse_linear_grad_input": Candidate("cpu", sparse_linear_grad_input, _double),
         "sparse_linear_grad_values": Candidate("cpu", sparse_linear_grad_values, _double),
+        "fused_dropout": Candidate("cpu", fused_dropout, _double, late=True),
+        "fused_dropout_backward": Candidate("cpu", fused_dropout_backward, _double, late=True),
     },
 )
