@@ -2,6 +2,8 @@
 
 from bigmodel_ext import functional as functional
 from bigmodel_ext import nn as nn
+from bigmodel_ext.checkpoint import load_model as load_model
+from bigmodel_ext.checkpoint import save_model as save_model
 from bigmodel_ext.convert import Explanation as Explanation
 from bigmodel_ext.convert import Int8BlockSparseWeightConfig as Int8BlockSparseWeightConfig
 from bigmodel_ext.convert import Int8DynamicActivationInt8WeightConfig as Int8DynamicActivationInt8WeightConfig

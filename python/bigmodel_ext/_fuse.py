@@ -1,10 +1,11 @@
 """Finding bias -> activation -> dropout -> residual chains and giving each to one FusedDropout.
 
-In an nn.Sequential, [Linear, activation, Dropout] becomes [Linear without bias, Absorbed, FusedDropout with the bias], so
-the state dict's `<i>.bias` is now `<i + 2>.bias` (the same Parameter). In a module of one's own whose forward is a
+In an nn.Sequential, [Linear, activation, Dropout] becomes [Linear without bias, Absorbed, FusedDropout with the bias],
+so the state dict's `<i>.bias` is now `<i + 2>.bias` (the same Parameter). In a module of one's own whose forward is a
 straight line of tensor code, `x + dropout(act(linear(x)))` and parts of it are found in its torch.fx trace; the module
 object keeps its children, attributes and methods and gets a subclass of its class with the shorter forward; the bias
-moves likewise (such a model can be copied and saved by save_model, but not pickled whole). Anywhere else each nn.Dropout is exchanged for a FusedDropout by itself.
+moves likewise. (Such a model can be copied and saved by save_model, but not pickled whole.) Anywhere else each
+nn.Dropout is exchanged for a FusedDropout by itself.
 """
 
 from __future__ import annotations

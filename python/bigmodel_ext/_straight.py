@@ -26,7 +26,7 @@ def why_not_straight(module: nn.Module) -> str | None:
     for p in list(inspect.signature(forward).parameters.values())[1:]:
         if p.kind not in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) or p.default is not p.empty:
             return f"its forward has the optional argument {p.name}"
-    return _why_not(cast(types.FunctionType, forward), module, set())
+    return _why_not(forward, module, set())
 
 
 def _why_not(function: types.FunctionType, module: nn.Module, seen: set[types.CodeType]) -> str | None:
