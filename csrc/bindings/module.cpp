@@ -25,8 +25,8 @@ PYBIND11_MODULE(_C, m) {
       PyErr_SetString(PyExc_TypeError, e.what());
     }
   });
-  m.def("initialize", [](const py::capsule& exchange, uintptr_t parallel_for, uintptr_t num_threads) {
-    set_exchange_api(exchange);
+  m.def("initialize", [](const py::type& tensor_type, uintptr_t parallel_for, uintptr_t num_threads) {
+    set_exchange_api(tensor_type);
     set_thread_pool(reinterpret_cast<ParallelFor>(parallel_for), reinterpret_cast<GetNumThreads>(num_threads));
   });
   m.def("detected_isa", [] { return isa_name(detected_isa()); });

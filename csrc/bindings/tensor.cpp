@@ -8,6 +8,7 @@ namespace bigmodel {
 namespace {
 
 const dlpack::ExchangeApi* api = nullptr;
+PyTypeObject* tensor_type = nullptr;
 
 DType dtype_of(dlpack::DataType t) {
   if (t.lanes != 1) return DType::unsupported;
@@ -31,21 +32,22 @@ DType dtype_of(dlpack::DataType t) {
 
 }  // namespace
 
-void set_exchange_api(const py::capsule& capsule) {
+void set_exchange_api(const py::type& type) {
+  const py::object capsule = type.attr("__dlpack_c_exchange_api__");
   auto* table = static_cast<const dlpack::ExchangeApi*>(PyCapsule_GetPointer(capsule.ptr(), "dlpack_exchange_api"));
   if (!table) throw py::error_already_set();
   while (table && table->version_major != 1) table = table->previous;
   if (!table || !table->borrow)
     throw std::runtime_error("this torch offers no DLPack 1.x exchange table that lends tensors");
   api = table;
+  tensor_type = reinterpret_cast<PyTypeObject*>(py::object(type).release().ptr());  // kept for the process's life
 }
 
 const dlpack::ExchangeApi& exchange_api() { return *api; }
 
 View view(py::handle tensor, const char* name, dlpack::DeviceType device) {
   // The table may only be given objects of the type it was taken from; anything else is not a tensor.
-  static PyObject* tensor_type = py::object(py::module_::import("torch").attr("Tensor")).release().ptr();
-  if (!PyObject_TypeCheck(tensor.ptr(), reinterpret_cast<PyTypeObject*>(tensor_type)))
+  if (!PyObject_TypeCheck(tensor.ptr(), tensor_type))
     throw TypeError(message(name, " must be a torch.Tensor, got ", Py_TYPE(tensor.ptr())->tp_name));
   dlpack::Tensor t;
   if (api->borrow(tensor.ptr(), &t) != 0) throw py::error_already_set();

@@ -10,7 +10,8 @@
 
 namespace bigmodel {
 
-void set_exchange_api(const pybind11::capsule& capsule);
+// torch.Tensor, which publishes the exchange table.
+void set_exchange_api(const pybind11::type& tensor_type);
 const dlpack::ExchangeApi& exchange_api();
 
 // Throws a Python TypeError that names the argument if it is not a tensor on the given kind of device.

@@ -18,8 +18,10 @@ namespace {
 #if defined(__x86_64__)
 constexpr Variants<Int8PanelKernel> variants = {
     {int8_panel_scalar, int8_panel_avx2, int8_panel_avx512, int8_panel_avx512vnni}};
+constexpr Variants<Int8PackKernel> pack_variants = {{int8_pack_scalar, int8_pack_avx2, nullptr, nullptr}};
 #else
 constexpr Variants<Int8PanelKernel> variants = {{int8_panel_scalar, nullptr, nullptr, nullptr}};
+constexpr Variants<Int8PackKernel> pack_variants = {{int8_pack_scalar, nullptr, nullptr, nullptr}};
 #endif
 
 constexpr int64_t kRowTile = 6;                  // rows of every wide kernel's register tile
@@ -93,14 +95,7 @@ float load_float(const void* data, DType dtype, int64_t i) {
 void pack(const Int8Gemm& g, int64_t n0, int64_t columns, int64_t k0, int64_t groups, int8_t* b) {
   const int64_t whole = std::min(groups, (g.k - k0) / 4);
   if (columns < kPanelColumns || whole < groups) std::memset(b, 0, static_cast<size_t>(groups * 256));
-  constexpr int64_t kLine = 16;  // groups to a cache line of the source
-  for (int64_t g0 = 0; g0 < whole; g0 += kLine) {
-    const int64_t g1 = std::min(g0 + kLine, whole);
-    for (int64_t n = 0; n < columns; ++n) {
-      const int8_t* row = g.weight + (n0 + n) * g.k + k0;
-      for (int64_t i = g0; i < g1; ++i) std::memcpy(b + i * 256 + n * 4, row + i * 4, 4);
-    }
-  }
+  pack_variants.pick()(g.weight + n0 * g.k + k0, g.k, columns, whole, b);
   if (whole == groups) return;
   const size_t rest = static_cast<size_t>(g.k - k0 - 4 * whole);
   for (int64_t n = 0; n < columns; ++n)

@@ -45,6 +45,13 @@ void int8_panel_avx2(const Int8Panel&);
 void int8_panel_avx512(const Int8Panel&);
 void int8_panel_avx512vnni(const Int8Panel&);
 
+// A weight's rows, `rows` of them (1 to 64) with `stride` bytes between, as a panel's b: [groups, 64, 4]. Columns from
+// `rows` on are left alone.
+using Int8PackKernel = void (*)(const int8_t* weight, int64_t stride, int64_t rows, int64_t groups, int8_t* b);
+
+void int8_pack_scalar(const int8_t*, int64_t, int64_t, int64_t, int8_t*);
+void int8_pack_avx2(const int8_t*, int64_t, int64_t, int64_t, int8_t*);
+
 Int8PanelKernel int8_panel_kernel();  // the active instruction set's
 
 }  // namespace bigmodel

@@ -45,15 +45,33 @@ uint32_t largest_magnitude(const void* x, int64_t row, int64_t k) {
 }
 
 template <DType dtype>
-inline __m128i quantize16(const void* x, int64_t i, __mmask16 mask, __m512 inverse, __m512i zero) {
-  const __m512i q = _mm512_cvtps_epi32(_mm512_mul_ps(load16<dtype>(x, i, mask), inverse));  // rounds half to even
-  return _mm512_cvtepi32_epi8(_mm512_add_epi32(q, zero));
+inline __m512i rounded(const void* x, int64_t i, __mmask16 mask, __m512 inverse) {
+  return _mm512_cvtps_epi32(_mm512_mul_ps(load16<dtype>(x, i, mask), inverse));  // half to even
+}
+
+template <DType dtype>
+void quantize_row(const void* x, int64_t row, int64_t k, __m512 inverse, int zero_point, uint8_t* q) {
+  const __m512i zero = _mm512_set1_epi8(static_cast<char>(zero_point));
+  // Packing to 16 and then 8 bits works within 128-bit quarters; this puts the 4-byte pieces in order again.
+  const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+  int64_t i = 0;
+  for (; i + 64 <= k; i += 64) {
+    __m512i v[4];
+#pragma GCC unroll 4
+    for (int j = 0; j < 4; ++j) v[j] = rounded<dtype>(x, row + i + j * 16, 0xffff, inverse);
+    const __m512i packed = _mm512_packs_epi16(_mm512_packs_epi32(v[0], v[1]), _mm512_packs_epi32(v[2], v[3]));
+    _mm512_storeu_si512(q + i, _mm512_add_epi8(_mm512_permutexvar_epi32(order, packed), zero));
+  }
+  for (; i < k; i += 16) {
+    const __mmask16 mask = first_lanes(k - i);
+    const __m128i bytes = _mm512_cvtepi32_epi8(rounded<dtype>(x, row + i, mask, inverse));
+    _mm_mask_storeu_epi8(q + i, mask, _mm_add_epi8(bytes, _mm512_castsi512_si128(zero)));
+  }
 }
 
 template <DType dtype>
 void quantize(const void* x, int64_t rows, int64_t k, int64_t x_stride, uint8_t* q, int64_t q_stride, int zero_point,
               float* scale) {
-  const __m512i zero = _mm512_set1_epi32(zero_point);
   for (int64_t m = 0; m < rows; ++m, q += q_stride) {
     const int64_t row = m * x_stride;
     const uint32_t bits = largest_magnitude<dtype>(x, row, k);
@@ -65,14 +83,7 @@ void quantize(const void* x, int64_t rows, int64_t k, int64_t x_stride, uint8_t*
       continue;
     }
     scale[m] = absmax / 127.0f;
-    const __m512 inverse = _mm512_set1_ps(127.0f / absmax);
-    int64_t i = 0;
-    for (; i + 16 <= k; i += 16)
-      _mm_storeu_si128(reinterpret_cast<__m128i*>(q + i), quantize16<dtype>(x, row + i, 0xffff, inverse, zero));
-    if (i < k) {
-      const __mmask16 mask = first_lanes(k - i);
-      _mm_mask_storeu_epi8(q + i, mask, quantize16<dtype>(x, row + i, mask, inverse, zero));
-    }
+    quantize_row<dtype>(x, row, k, _mm512_set1_ps(127.0f / absmax), zero_point, q);
     if (q_stride > k) std::memset(q + k, zero_point, static_cast<size_t>(q_stride - k));
   }
 }

@@ -21,11 +21,10 @@ def _address(library: ctypes.CDLL, symbol: str) -> int:
 
 
 def _initialize() -> None:
-    exchange = getattr(torch.Tensor, "__dlpack_c_exchange_api__", None)
-    if exchange is None:
+    if not hasattr(torch.Tensor, "__dlpack_c_exchange_api__"):
         raise ImportError(f"bigmodel_ext needs torch >= 2.10, found {torch.__version__}")
     library = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"))
-    _C.initialize(exchange, _address(library, "torch_parallel_for"), _address(library, "torch_get_num_threads"))
+    _C.initialize(torch.Tensor, _address(library, "torch_parallel_for"), _address(library, "torch_get_num_threads"))
     forced = os.environ.get("BIGMODEL_ISA")
     if forced:
         _C.set_active_isa(forced)

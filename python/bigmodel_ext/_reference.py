@@ -29,7 +29,8 @@ def int8_mm(a: Tensor, b: Tensor) -> Tensor:
 
 def unpack_int8(packed: Tensor, n: int, k: int) -> Tensor:
     """[ceil(N/64), ceil(K/4)+1, 64, 4] -> [N,K]; slab 0 holds the column sums (see formats.int8)."""
-    return packed[:, 1:].permute(0, 2, 1, 3).flatten(2).flatten(0, 1)[:n, :k]
+    panels, slabs, columns, group = packed.shape
+    return packed[:, 1:].permute(0, 2, 1, 3).reshape(panels * columns, (slabs - 1) * group)[:n, :k]
 
 
 def _scaled(acc: Tensor, x_scale: Tensor, weight_scale: Tensor, bias: Tensor | None, x: Tensor) -> Tensor:
