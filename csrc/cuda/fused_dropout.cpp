@@ -1,25 +1,11 @@
 #include "fused_dropout.h"
 
-#include <cuda_runtime_api.h>
-
 #include <stdexcept>
 #include <string>
 
+#include "fused_dropout_launch.h"
+
 namespace bigmodel {
-
-struct DropoutLaunch {
-  int device;
-  cudaStream_t stream;
-};
-
-template <DType D>
-cudaError_t launch_fused_dropout(const DropoutArgs& args, bool backward, DropoutLaunch launch);
-template <>
-cudaError_t launch_fused_dropout<DType::f32>(const DropoutArgs&, bool, DropoutLaunch);
-template <>
-cudaError_t launch_fused_dropout<DType::bf16>(const DropoutArgs&, bool, DropoutLaunch);
-template <>
-cudaError_t launch_fused_dropout<DType::f16>(const DropoutArgs&, bool, DropoutLaunch);
 
 namespace {
 

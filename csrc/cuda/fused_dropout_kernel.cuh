@@ -5,26 +5,25 @@
 // bits go to the lane that holds the half.
 #pragma once
 
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
 #include <cuda_runtime.h>
 
 #include "../common/dropout.h"
+#include "fused_dropout_launch.h"
+#include "ptx.h"
 
 namespace bigmodel {
-
-struct DropoutLaunch {
-  int device;
-  cudaStream_t stream;
-};
-
-template <DType D>
-cudaError_t launch_fused_dropout(const DropoutArgs& args, bool backward, DropoutLaunch launch);
 
 namespace {
 
 constexpr int kThreads = 256, kWarp = 32, kBlocksPerSm = 8;
 constexpr int kTile = kWarp * kPhiloxHalves;  // elements to a warp
+
+struct Bf16 {
+  uint16_t bits;
+};
+struct F16 {
+  uint16_t bits;
+};
 
 template <DType D>
 struct ElementOf {
@@ -32,19 +31,19 @@ struct ElementOf {
 };
 template <>
 struct ElementOf<DType::bf16> {
-  using type = __nv_bfloat16;
+  using type = Bf16;
 };
 template <>
 struct ElementOf<DType::f16> {
-  using type = __half;
+  using type = F16;
 };
 
 __device__ __forceinline__ float to_float(float v) { return v; }
-__device__ __forceinline__ float to_float(__nv_bfloat16 v) { return __bfloat162float(v); }
-__device__ __forceinline__ float to_float(__half v) { return __half2float(v); }
+__device__ __forceinline__ float to_float(Bf16 v) { return ptx::bf16_to_f32(v.bits); }
+__device__ __forceinline__ float to_float(F16 v) { return ptx::f16_to_f32(v.bits); }
 __device__ __forceinline__ void from_float(float v, float& out) { out = v; }
-__device__ __forceinline__ void from_float(float v, __nv_bfloat16& out) { out = __float2bfloat16_rn(v); }
-__device__ __forceinline__ void from_float(float v, __half& out) { out = __float2half_rn(v); }
+__device__ __forceinline__ void from_float(float v, Bf16& out) { out.bits = ptx::f32_to_bf16(v); }
+__device__ __forceinline__ void from_float(float v, F16& out) { out.bits = ptx::f32_to_f16(v); }
 
 // N consecutive elements, read in 16-byte pieces (p is aligned) and widened.
 template <int N, typename T>
@@ -93,7 +92,7 @@ __device__ __forceinline__ float element(float z, float other, bool has_other, b
 template <typename T>
 __device__ __forceinline__ float bias_at(const DropoutArgs& a, int64_t column) {
   if (a.bias_dtype == DType::f32) return __ldg(static_cast<const float*>(a.bias) + column);
-  return to_float(__ldg(static_cast<const T*>(a.bias) + column));
+  return to_float(static_cast<const T*>(a.bias)[column]);
 }
 
 // Elements one by one, for what is left over and for addresses that are not 16-byte aligned: a thread to a Philox block.
@@ -117,7 +116,7 @@ __device__ void run_rest(const DropoutArgs& a, uint64_t seed, int64_t first) {
 
 // `tiles` full tiles are moved in vectors; bias_vectors: the bias may be too (aligned, and rows are whole vectors).
 template <DType D, Activation A, bool kBackward>
-__global__ void __launch_bounds__(kThreads) dropout_kernel(DropoutArgs a, int64_t tiles, bool bias_vectors) {
+__global__ void __launch_bounds__(kThreads, kBlocksPerSm / 2) dropout_kernel(DropoutArgs a, int64_t tiles, bool bias_vectors) {
   using T = typename ElementOf<D>::type;
   constexpr int kVector = 16 / sizeof(T), kSteps = kPhiloxHalves / kVector;
   const uint64_t seed = a.seed ? *a.seed : 0;
