@@ -5,7 +5,7 @@ TORCH ?= torch==2.13.0
 BIN := $(VENV)/bin
 SOURCES := $(shell find csrc python -type f -not -name '*.pyc' 2>/dev/null) CMakeLists.txt pyproject.toml
 
-.PHONY: demo test build lint format typecheck clean
+.PHONY: demo test build lint format typecheck gpu-check clean
 .DELETE_ON_ERROR:
 
 # Torch first and pinned: a plain `torch` pulls gigabytes of CUDA on Linux.
@@ -25,6 +25,11 @@ build: $(VENV)/.built
 
 test: build
 	$(BIN)/python -m pytest
+
+# For a machine with a GPU: uses PYTHON's own torch and downloads nothing. GPU_CHECK_ARGS=--dry-run needs no GPU.
+RESULTS_DIR ?= runs/gpu-check
+gpu-check:
+	RESULTS_DIR="$(RESULTS_DIR)" $(PYTHON) bench/gpu_check.py $(GPU_CHECK_ARGS)
 
 lint: $(VENV)/.deps
 	$(BIN)/ruff check python tests bench

@@ -146,7 +146,14 @@ def test_dimensions(isa, shape):
 def test_strides_and_misaligned_bases(isa, dtype):
     base = torch.randn(41, 73).to(dtype)
     storage = torch.randn(41 * 73 + 3).to(dtype)
-    views = (base.T, base[::2, ::3], base[1:, 1:], base[:1].expand(9, 73), storage[1:2994].view(41, 73), storage[3:].view(73, 41))
+    views = (
+        base.T,
+        base[::2, ::3],
+        base[1:, 1:],
+        base[:1].expand(9, 73),
+        storage[1:2994].view(41, 73),
+        storage[3:].view(73, 41),
+    )
     for x in views:
         bias, residual = torch.randn(2 * x.shape[1]).to(dtype)[::2], x.flip(0)
         args = (bias, residual, torch.tensor(SEED), 0.4, "relu")

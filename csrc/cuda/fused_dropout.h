@@ -1,5 +1,6 @@
-// Fused dropout on CUDA devices; common/dropout.h has the formula. The mask is the CPU's, bit for bit: the same counters,
-// whatever the launch shape. The seed is read from device memory, so a captured graph draws anew at every replay.
+// Fused dropout on CUDA devices; common/dropout.h has the formula. The mask is the CPU's, bit for bit: the same
+// counters, whatever the launch shape. The seed is read from device memory, so a captured graph draws anew at every
+// replay.
 #pragma once
 
 #include "../common/dropout.h"

@@ -1,4 +1,5 @@
-// The kernel and its launch, for one dtype; fused_dropout_<dtype>.cu instantiate it (so that they compile side by side).
+// The kernel and its launch, for one dtype; fused_dropout_<dtype>.cu instantiate it (so that they compile side by
+// side).
 //
 // A warp takes a tile of 32 Philox blocks = 256 elements. Lane l computes block l's eight mask bits; memory moves in
 // 16-byte vectors, lane after lane. In 16-bit dtypes a vector is a block; in float32 it is half a block, and the mask
@@ -95,7 +96,8 @@ __device__ __forceinline__ float bias_at(const DropoutArgs& a, int64_t column) {
   return to_float(static_cast<const T*>(a.bias)[column]);
 }
 
-// Elements one by one, for what is left over and for addresses that are not 16-byte aligned: a thread to a Philox block.
+// Elements one by one, for what is left over and for addresses that are not 16-byte aligned: a thread to a Philox
+// block.
 template <DType D, Activation A, bool kBackward>
 __device__ void run_rest(const DropoutArgs& a, uint64_t seed, int64_t first) {
   using T = typename ElementOf<D>::type;
@@ -104,6 +106,7 @@ __device__ void run_rest(const DropoutArgs& a, uint64_t seed, int64_t first) {
   for (; block * kPhiloxHalves < a.numel; block += threads) {
     const uint32_t bits = a.seed ? keep_bits(seed, a.first_block + block, a.threshold) : 0xffu;
     int64_t i = block * kPhiloxHalves, column = a.bias ? i % a.features : 0;
+#pragma unroll 1
     for (int j = 0; j < kPhiloxHalves && i < a.numel; ++i, ++j) {
       float z = to_float(static_cast<const T*>(a.x)[i]);
       if (a.bias) z += bias_at<T>(a, column);
@@ -116,7 +119,8 @@ __device__ void run_rest(const DropoutArgs& a, uint64_t seed, int64_t first) {
 
 // `tiles` full tiles are moved in vectors; bias_vectors: the bias may be too (aligned, and rows are whole vectors).
 template <DType D, Activation A, bool kBackward>
-__global__ void __launch_bounds__(kThreads, kBlocksPerSm / 2) dropout_kernel(DropoutArgs a, int64_t tiles, bool bias_vectors) {
+__global__ void __launch_bounds__(kThreads, kBlocksPerSm / 2)
+    dropout_kernel(DropoutArgs a, int64_t tiles, bool bias_vectors) {
   using T = typename ElementOf<D>::type;
   constexpr int kVector = 16 / sizeof(T), kSteps = kPhiloxHalves / kVector;
   const uint64_t seed = a.seed ? *a.seed : 0;
@@ -190,14 +194,22 @@ cudaError_t launch(const DropoutArgs& a, DropoutLaunch where) {
 template <DType D, bool kBackward>
 cudaError_t launch_activation(const DropoutArgs& a, DropoutLaunch where) {
   switch (a.activation) {
-    case Activation::none: return launch<D, Activation::none, kBackward>(a, where);
-    case Activation::relu: return launch<D, Activation::relu, kBackward>(a, where);
-    case Activation::leaky_relu: return launch<D, Activation::leaky_relu, kBackward>(a, where);
-    case Activation::gelu: return launch<D, Activation::gelu, kBackward>(a, where);
-    case Activation::silu: return launch<D, Activation::silu, kBackward>(a, where);
-    case Activation::sigmoid: return launch<D, Activation::sigmoid, kBackward>(a, where);
-    case Activation::tanh: return launch<D, Activation::tanh, kBackward>(a, where);
-    case Activation::softplus: return launch<D, Activation::softplus, kBackward>(a, where);
+    case Activation::none:
+      return launch<D, Activation::none, kBackward>(a, where);
+    case Activation::relu:
+      return launch<D, Activation::relu, kBackward>(a, where);
+    case Activation::leaky_relu:
+      return launch<D, Activation::leaky_relu, kBackward>(a, where);
+    case Activation::gelu:
+      return launch<D, Activation::gelu, kBackward>(a, where);
+    case Activation::silu:
+      return launch<D, Activation::silu, kBackward>(a, where);
+    case Activation::sigmoid:
+      return launch<D, Activation::sigmoid, kBackward>(a, where);
+    case Activation::tanh:
+      return launch<D, Activation::tanh, kBackward>(a, where);
+    case Activation::softplus:
+      return launch<D, Activation::softplus, kBackward>(a, where);
   }
   return cudaErrorInvalidValue;
 }
