@@ -181,11 +181,11 @@ def test_bad_input(device):
             F.fused_dropout(x, p)
         with pytest.raises(ValueError, match=r"p must be in \[0, 1\], got"):
             raw.fused_dropout(x, None, None, seed, p, "none")
-    with pytest.raises(ValueError, match="activation must be one of.*got 'swish'"):
+    with pytest.raises(ValueError, match=r"activation must be one of.*got 'swish'"):
         F.fused_dropout(x, 0.5, activation="swish")
-    with pytest.raises(TypeError, match="x must be float32.*got int64"):
+    with pytest.raises(TypeError, match=r"x must be float32.*got int64"):
         F.fused_dropout(other(4, 6, dtype=torch.int64), 0.5)
-    with pytest.raises(TypeError, match="bias must be float32.*got int32"):
+    with pytest.raises(TypeError, match=r"bias must be float32.*got int32"):
         F.fused_dropout(x, 0.5, bias=other(6, dtype=torch.int32))
     with pytest.raises(ValueError, match=r"bias must have shape \[6\], got \[5\]"):
         F.fused_dropout(x, 0.5, bias=other(5))

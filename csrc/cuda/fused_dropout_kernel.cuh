@@ -16,7 +16,7 @@ namespace bigmodel {
 
 namespace {
 
-constexpr int kThreads = 256, kWarp = 32, kBlocksPerSm = 8;
+constexpr int kThreads = 256, kWarp = 32, kBlocksPerSm = 6;
 constexpr int kTile = kWarp * kPhiloxHalves;  // elements to a warp
 
 struct Bf16 {
@@ -63,16 +63,21 @@ __device__ __forceinline__ void load_vector(const T* p, float (&v)[N]) {
   }
 }
 
-template <int N, typename T>
-__device__ __forceinline__ void store_vector(T* p, const float (&v)[N]) {
-  union {
-    uint4 bits;
-    T element[N];
-  };
-  static_assert(sizeof(element) == 16, "A lane stores 16 bytes at once.");
+__device__ __forceinline__ void store_vector(float* p, const float (&v)[4]) {
+  ptx::store_16(p, __float_as_uint(v[0]), __float_as_uint(v[1]), __float_as_uint(v[2]), __float_as_uint(v[3]));
+}
+
+template <typename T>
+__device__ __forceinline__ void store_vector(T* p, const float (&v)[8]) {
+  uint32_t pair[4];
 #pragma unroll
-  for (int j = 0; j < N; ++j) from_float(v[j], element[j]);
-  *reinterpret_cast<uint4*>(p) = bits;
+  for (int j = 0; j < 4; ++j) {
+    T low, high;
+    from_float(v[2 * j], low);
+    from_float(v[2 * j + 1], high);
+    pair[j] = low.bits | static_cast<uint32_t>(high.bits) << 16;
+  }
+  ptx::store_16(p, pair[0], pair[1], pair[2], pair[3]);
 }
 
 __device__ __forceinline__ uint32_t keep_bits(uint64_t seed, uint64_t block, uint32_t threshold) {

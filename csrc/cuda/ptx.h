@@ -26,4 +26,9 @@ __device__ __forceinline__ float f16_to_f32(uint16_t h) {
   return v;
 }
 
+// One 16-byte store. Written as C++ assignments of a vector the compiler takes it apart into smaller ones.
+__device__ __forceinline__ void store_16(void* p, uint32_t a, uint32_t b, uint32_t c, uint32_t d) {
+  asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(p), "r"(a), "r"(b), "r"(c), "r"(d) : "memory");
+}
+
 }  // namespace bigmodel::ptx

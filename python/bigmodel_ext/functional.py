@@ -166,10 +166,10 @@ def fused_dropout(
 ) -> Tensor:
     """``residual + dropout(act(x + bias))`` in one pass over memory, with no mask stored.
 
-    ``dropout(v)[i] = v[i] * 65536 / (65536 - t)`` where element i is kept and 0 elsewhere, ``t = round(65536 p)``. Whether
-    i is kept depends on (seed, i) only: 16 bits of Philox4x32-10 (Salmon et al., SC 2011) with the seed as key and
-    i // 8 as counter, compared with t. So the mask is the same in eager and compiled code, on any device, for any number
-    of threads, and the backward pass computes it again instead of loading it.
+    ``dropout(v)[i] = v[i] * 65536 / (65536 - t)`` where element i is kept and 0 elsewhere, ``t = round(65536 p)``.
+    Whether i is kept depends on (seed, i) only: 16 bits of Philox4x32-10 (Salmon et al., SC 2011) with the seed as key
+    and i // 8 as counter, compared with t. So the mask is the same in eager and compiled code, on any device, for any
+    number of threads, and the backward pass computes it again instead of loading it.
 
     Args:
         x: float32, bfloat16 or float16 (or float64, computed by the reference), any shape.
