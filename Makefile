@@ -7,7 +7,7 @@ OP_TESTS := tests/test_quantize_rows.py tests/test_int8_mm.py tests/test_int8_li
   tests/test_int8_sparse_linear.py tests/test_fused_dropout.py tests/test_philox.py tests/test_formats.py
 SOURCES := $(shell find csrc python -type f -not -name '*.pyc' 2>/dev/null) CMakeLists.txt pyproject.toml
 
-.PHONY: build test figures test-isa test-long test-install test-wheel asan bench lint format hooks clean
+.PHONY: demo build test gpu-check figures test-isa test-long test-install test-wheel asan bench lint format hooks clean
 .DELETE_ON_ERROR:
 
 # Torch first and pinned: a plain `torch` pulls gigabytes of CUDA on Linux.
@@ -72,6 +72,10 @@ bench: build
 # The README's table, from the rows that `make bench` wrote.
 figures: $(VENV)/.deps
 	$(BIN)/python -m bench.readme
+# For a machine with a GPU: uses PYTHON's own torch and downloads nothing. GPU_CHECK_ARGS=--dry-run needs no GPU.
+RESULTS_DIR ?= runs/gpu-check
+gpu-check:
+	RESULTS_DIR="$(RESULTS_DIR)" $(PYTHON) bench/gpu_check.py $(GPU_CHECK_ARGS)
 
 lint: $(VENV)/.deps
 	$(BIN)/ruff check python tests bench

@@ -1,4 +1,4 @@
-"""Fused dropout against eager torch, torch.compile and a copy: plain dropout and the chain residual + dropout(gelu(x + bias)).
+"""Fused dropout against eager torch, torch.compile and a copy: plain, and residual + dropout(gelu(x + bias)).
 
     python -m bench.bench_dropout [--threads 1] [--quick]
 
@@ -18,6 +18,8 @@ from bigmodel_ext import functional as F
 from torch import Tensor
 
 from bench.harness import Case, run
+
+Function = Callable[..., Tensor]
 
 P = 0.1
 ROWS, FEATURES = (64, 4096, 16384), (768, 1024, 4096)
@@ -58,54 +60,53 @@ def _verify(x: Tensor, bias: Tensor | None, residual: Tensor | None, activation:
     return verify
 
 
-def _with_backward(f: Callable[..., Tensor], inputs: tuple[Tensor, ...], grad: Tensor) -> Callable[[], object]:
+def _forward(f: Function, inputs: tuple[Tensor, ...]) -> Callable[[], object]:
+    def call() -> Tensor:
+        with torch.no_grad():
+            return f(*inputs)
+
+    return call
+
+
+def _with_backward(f: Function, inputs: tuple[Tensor, ...], grad: Tensor) -> Callable[[], object]:
     used = [t for t in inputs if t.requires_grad]
-    return lambda: torch.autograd.grad(f(*inputs), used, grad, allow_unused=True)
+    return lambda: torch.autograd.grad(f(*inputs), used, grad)
+
+
+def _copy(x: Tensor, passes: int) -> Callable[[], object]:
+    """As many bytes as `passes` tensors like x: one read, one written, and half of another copy for the third."""
+    more = x[: x.shape[0] // 2] if passes == 3 else x[:0]
+    space = torch.empty_like(more)
+    return lambda: (space.copy_(more), x.clone())
+
+
+def _pair(m: int, n: int, dtype: torch.dtype, chain: bool) -> Iterator[Case]:
+    """Forward, and forward + backward, of one shape."""
+    torch._dynamo.reset()
+    x, residual, grad, bias = (torch.randn(s, dtype=dtype) for s in ((m, n), (m, n), (m, n), (n,)))
+    ours, theirs = (_ours_chain, _chain) if chain else (_ours_plain, _plain)
+    compiled = torch.compile(theirs, fullgraph=True)
+    functions = {"ours": ours, "eager": theirs, "inductor": compiled}
+    verify = _verify(x, bias if chain else None, residual if chain else None, "gelu" if chain else "none")
+    op = "dropout bias+gelu+residual" if chain else "dropout plain"
+    label, size = f"{m}x{n} {str(dtype)[6:]}", x.numel() * x.element_size()
+    passes = 3 if chain else 2  # tensors read and written
+    inputs = (x, bias, residual)
+    forward = {name: _forward(f, inputs) for name, f in functions.items()} | {"memcpy": _copy(x, passes)}
+    extra = {"dtype": str(dtype)[6:], "pass": "forward"}
+    yield Case(op, f"{label} fwd", forward, verify, bytes=passes * size, extra=extra)
+    leaves = tuple(t.clone().requires_grad_(chain or t is x) for t in inputs)
+    # Backward reads x and the gradient and writes dx; the bias's gradient reads dx again and is not counted.
+    both = {name: _with_backward(f, leaves, grad) for name, f in functions.items()}
+    extra = {**extra, "pass": "forward+backward"}
+    yield Case(op, f"{label} fwd+bwd", both, verify, bytes=(passes + 3) * size, extra=extra)
 
 
 def cases(shapes: list[tuple[int, int]]) -> Iterator[Case]:
     for m, n in shapes:
         for dtype in (torch.float32, torch.bfloat16):
-            torch._dynamo.reset()
-            x, residual, grad, bias = (torch.randn(s, dtype=dtype) for s in ((m, n), (m, n), (m, n), (n,)))
-            half = torch.empty_like(residual[: m // 2])
-            for name, ours, theirs in (("plain", _ours_plain, _plain), ("bias+gelu+residual", _ours_chain, _chain)):
-                chain = name != "plain"
-                verify = _verify(x, bias if chain else None, residual if chain else None, "gelu" if chain else "none")
-                passes = 3 if chain else 2  # tensors read and written by the forward pass
-                compiled = torch.compile(theirs, fullgraph=True)
-
-                def copy(passes: int = passes) -> Tensor:
-                    if passes == 3:  # half of another copy is one more pass
-                        half.copy_(residual[: m // 2])
-                    return x.clone()
-
-                inputs = (x, bias, residual)
-
-                def forward(f: Callable[..., Tensor], inputs: tuple[Tensor, ...] = inputs) -> Callable[[], object]:
-                    def call() -> Tensor:
-                        with torch.no_grad():
-                            return f(*inputs)
-
-                    return call
-
-                label, size = f"{m}x{n} {str(dtype)[6:]}", x.numel() * x.element_size()
-                extra = {"dtype": str(dtype)[6:], "pass": "forward"}
-                yield Case(
-                    f"dropout {name}", f"{label} fwd",
-                    {"ours": forward(ours), "eager": forward(theirs), "inductor": forward(compiled), "memcpy": copy},
-                    verify, bytes=passes * size, extra=extra,
-                )  # fmt: skip
-                leaves = tuple(t.clone().requires_grad_(chain or t is x) for t in inputs)
-                # Forward as above; backward reads x and the gradient and writes dx (plus dbias, not counted).
-                backward = {
-                    key: _with_backward(f, leaves, grad)
-                    for key, f in (("ours", ours), ("eager", theirs), ("inductor", compiled))
-                }
-                yield Case(
-                    f"dropout {name}", f"{label} fwd+bwd", backward, verify,
-                    bytes=(passes + 3) * size, extra={**extra, "pass": "forward+backward"},
-                )  # fmt: skip
+            for chain in (False, True):
+                yield from _pair(m, n, dtype, chain)
 
 
 def main() -> None:

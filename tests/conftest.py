@@ -10,6 +10,13 @@ def isa(request):
         yield request.param
 
 
+@pytest.fixture(params=[isa for isa in _native.available_isas() if isa != "avx512vnni"])
+def float_isa(request):
+    """The same, less the set that only adds integer products."""
+    with _native.forced_isa(request.param):
+        yield request.param
+
+
 @pytest.fixture(params=[1, 2])
 def threads(request):
     before = torch.get_num_threads()

@@ -29,7 +29,7 @@ def torchs_slope(x: torch.Tensor, activation: str) -> torch.Tensor:
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("activation", _ops.ACTIVATIONS)
-def test_activation_and_slope_are_accurate(isa, dtype, activation):
+def test_activation_and_slope_are_accurate(float_isa, dtype, activation):
     x = inputs_for(dtype)
     ours = raw.fused_dropout(x, None, None, None, 0.0, activation)
     assert_as_accurate(ours, _reference.activate(x, activation), _reference.activate(x.double(), activation))
@@ -38,7 +38,7 @@ def test_activation_and_slope_are_accurate(isa, dtype, activation):
 
 
 @pytest.mark.parametrize("activation", _ops.ACTIVATIONS)
-def test_small_results_keep_their_relative_accuracy(isa, activation):
+def test_small_results_keep_their_relative_accuracy(float_isa, activation):
     # An error bound set by the largest result would not see a tail that is flushed or a sign that is lost.
     x = torch.cat([-torch.logspace(-30, math.log10(80), 400), torch.logspace(-30, 1, 300)])
     ours = raw.fused_dropout(x, None, None, None, 0.0, activation).double()
@@ -55,7 +55,7 @@ def test_small_results_keep_their_relative_accuracy(isa, activation):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("activation", _ops.ACTIVATIONS)
-def test_special_values(isa, dtype, activation):
+def test_special_values(float_isa, dtype, activation):
     x = torch.tensor([math.nan, math.inf, -math.inf, 0.0, -0.0, 3e38, -3e38, 1e-45, -1e-45] * 9).to(dtype)
     wide = x.double()
     for ours, exact in (
@@ -70,7 +70,7 @@ def test_special_values(isa, dtype, activation):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("n", EDGES)
-def test_chain_equals_the_reference(isa, dtype, n):
+def test_chain_equals_the_reference(float_isa, dtype, n):
     x, residual, bias = torch.randn(7, n).to(dtype), torch.randn(7, n).to(dtype), torch.randn(n)
     seed = torch.tensor(SEED)
     for b in (None, bias, bias.to(dtype)):
@@ -90,7 +90,7 @@ def test_chain_equals_the_reference(isa, dtype, n):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("p", [1e-9, 1 / 65536, 0.1, 0.5, 0.999, 1 - 1e-9, 1.0])
-def test_mask_is_the_reference_s_everywhere(isa, threads, dtype, p):
+def test_mask_is_the_reference_s_everywhere(float_isa, threads, dtype, p):
     numel = 70_003  # more than one thread's grain, and a part of a chunk at the end
     keep = _reference.dropout_keep(numel, SEED, p)
     ones = torch.ones(numel, dtype=dtype)
@@ -119,7 +119,7 @@ def test_nothing_dropped_and_everything_dropped():
     assert torch.equal(F.fused_dropout(x, 1.0), torch.zeros_like(x))
 
 
-def test_a_dropped_element_is_the_residual_whatever_the_input(isa):
+def test_a_dropped_element_is_the_residual_whatever_the_input(float_isa):
     keep = _reference.dropout_keep(1000, SEED, 0.5)
     residual = torch.randn(1000)
     residual[::3] = -0.0
@@ -135,7 +135,7 @@ def test_a_dropped_element_is_the_residual_whatever_the_input(isa):
 
 
 @pytest.mark.parametrize("shape", [(), (0,), (1,), (7, 0), (0, 7), (3, 5), (2, 3, 5), (2, 1, 3, 5), (2, 2, 1, 3, 5)])
-def test_dimensions(isa, shape):
+def test_dimensions(float_isa, shape):
     x, residual = torch.randn(shape), torch.randn(shape)
     bias = torch.randn(shape[-1]) if shape else None
     out = F.fused_dropout(x, 0.5, bias=bias, residual=residual, activation="relu", seed=SEED)
@@ -143,10 +143,17 @@ def test_dimensions(isa, shape):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_strides_and_misaligned_bases(isa, dtype):
+def test_strides_and_misaligned_bases(float_isa, dtype):
     base = torch.randn(41, 73).to(dtype)
     storage = torch.randn(41 * 73 + 3).to(dtype)
-    views = (base.T, base[::2, ::3], base[1:, 1:], base[:1].expand(9, 73), storage[1:2994].view(41, 73), storage[3:].view(73, 41))
+    views = (
+        base.T,
+        base[::2, ::3],
+        base[1:, 1:],
+        base[:1].expand(9, 73),
+        storage[1:2994].view(41, 73),
+        storage[3:].view(73, 41),
+    )
     for x in views:
         bias, residual = torch.randn(2 * x.shape[1]).to(dtype)[::2], x.flip(0)
         args = (bias, residual, torch.tensor(SEED), 0.4, "relu")
@@ -174,11 +181,11 @@ def test_bad_input(device):
             F.fused_dropout(x, p)
         with pytest.raises(ValueError, match=r"p must be in \[0, 1\], got"):
             raw.fused_dropout(x, None, None, seed, p, "none")
-    with pytest.raises(ValueError, match="activation must be one of.*got 'swish'"):
+    with pytest.raises(ValueError, match=r"activation must be one of.*got 'swish'"):
         F.fused_dropout(x, 0.5, activation="swish")
-    with pytest.raises(TypeError, match="x must be float32.*got int64"):
+    with pytest.raises(TypeError, match=r"x must be float32.*got int64"):
         F.fused_dropout(other(4, 6, dtype=torch.int64), 0.5)
-    with pytest.raises(TypeError, match="bias must be float32.*got int32"):
+    with pytest.raises(TypeError, match=r"bias must be float32.*got int32"):
         F.fused_dropout(x, 0.5, bias=other(6, dtype=torch.int32))
     with pytest.raises(ValueError, match=r"bias must have shape \[6\], got \[5\]"):
         F.fused_dropout(x, 0.5, bias=other(5))
@@ -236,7 +243,7 @@ def test_gradcheck(activation):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_gradients_use_the_forward_s_mask(isa, dtype):
+def test_gradients_use_the_forward_s_mask(float_isa, dtype):
     x, bias, residual = (torch.randn(s, dtype=dtype, requires_grad=True) for s in ((40, 70), (70,), (40, 70)))
     grad = torch.randn(40, 70).to(dtype)
     out = F.fused_dropout(x, 0.5, bias=bias, activation="none", residual=residual)
@@ -291,7 +298,7 @@ def test_many_threads_at_once():
         assert all(pool.map(call, range(8)))
 
 
-def test_the_same_bits_for_any_number_of_threads(isa):
+def test_the_same_bits_for_any_number_of_threads(float_isa):
     x = torch.randn(1_000_003)
     before = torch.get_num_threads()
     results = []
@@ -302,7 +309,7 @@ def test_the_same_bits_for_any_number_of_threads(isa):
     assert all(torch.equal(r, results[0]) for r in results)
 
 
-def test_streaming_stores(isa):
+def test_streaming_stores(float_isa):
     # Past the size where outputs bypass the caches: the same bits as in pieces below it, and a ragged end.
     x = torch.randn((8 << 20) + 13)
     out = raw.fused_dropout(x, None, None, torch.tensor(SEED), 0.3, "leaky_relu")

@@ -21,7 +21,8 @@ void run(void (*kernel)(const DropoutArgs&), const DropoutArgs& args) {
   kernel(args);
 }
 
-// False for what the caller must treat first: strided tensors, float64, and a bias in a float type that is not read here.
+// False for what the caller must treat first: strided tensors, float64, and a bias in a float type that is not read
+// here.
 bool ready(const View& x, const std::optional<View>& bias, const std::optional<View>& other) {
   if (x.dtype == DType::f64 || !x.contiguous() || (other && !other->contiguous())) return false;
   if (!bias) return true;
@@ -38,8 +39,8 @@ void register_fused_dropout(py::module_& m) {
     const View vx = view(x, "x");
     const auto vbias = optional_view(bias, "bias"), vresidual = optional_view(residual, "residual");
     if (!ready(vx, vbias, vresidual)) return false;
-    run(fused_dropout, dropout_args(vx, vbias, vresidual, "residual", optional_view(seed, "seed"), view(out, "out"), p,
-                                    activation));
+    run(fused_dropout,
+        dropout_args(vx, vbias, vresidual, "residual", optional_view(seed, "seed"), view(out, "out"), p, activation));
     return true;
   });
   m.def("fused_dropout_backward", [](py::handle grad, py::handle x, py::handle bias, py::handle seed, py::handle out,

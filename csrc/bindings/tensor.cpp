@@ -58,6 +58,7 @@ View view(py::handle tensor, const char* name, dlpack::DeviceType device) {
   v.data = static_cast<char*>(t.data) + t.byte_offset;
   v.dtype = dtype_of(t.dtype);
   v.ndim = t.ndim;
+  v.device = t.device.type == dlpack::kCPU ? 0 : t.device.id;
   int64_t stride = 1;
   for (int d = t.ndim - 1; d >= 0; --d) {
     v.sizes[d] = t.shape[d];

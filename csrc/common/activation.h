@@ -16,9 +16,11 @@ constexpr float kInvSqrt2Pi = 0.398942280401432678f;
 
 // The lower tail of the normal distribution divided by exp(-a^2 / 2) is a polynomial in 1 / (1 + a / 4), relative error
 // 9e-9 up to a = 6; the vector kernels evaluate the same one.
-#define BIGMODEL_NORMAL_TAIL                                                                                         \
-  {-2.3784143195371144e-05f, 0.10027579218149185f, 0.09439745545387268f,  0.12368862330913544f, -0.026913335546851158f, \
-   0.31732815504074097f,     -0.34965771436691284f, 0.407657265663147f, -0.20176191627979279f, 0.035009466111660004f}
+#define BIGMODEL_NORMAL_TAIL                                                                       \
+  {                                                                                                \
+      -2.3784143195371144e-05f, 0.10027579218149185f, 0.09439745545387268f,  0.12368862330913544f, \
+      -0.026913335546851158f,   0.31732815504074097f, -0.34965771436691284f, 0.407657265663147f,   \
+      -0.20176191627979279f,    0.035009466111660004f}
 
 struct NormalPoint {
   float density, cumulative;  // exp(-x^2 / 2), and the share of the distribution below x
@@ -48,14 +50,22 @@ static BIGMODEL_HOST_DEVICE float logistic(float x) {
 template <Activation A>
 static BIGMODEL_HOST_DEVICE float activate(float x) {
   switch (A) {
-    case Activation::none: return x;
-    case Activation::relu: return x <= 0.0f ? 0.0f : x;
-    case Activation::leaky_relu: return x > 0.0f ? x : x * kLeakySlope;
-    case Activation::gelu: return x * normal_point(x).cumulative;
-    case Activation::silu: return x * logistic(x);
-    case Activation::sigmoid: return logistic(x);
-    case Activation::tanh: return tanhf(x);
-    case Activation::softplus: return (x <= 0.0f ? 0.0f : x) + log1pf(expf(-fabsf(x)));
+    case Activation::none:
+      return x;
+    case Activation::relu:
+      return x <= 0.0f ? 0.0f : x;
+    case Activation::leaky_relu:
+      return x > 0.0f ? x : x * kLeakySlope;
+    case Activation::gelu:
+      return x * normal_point(x).cumulative;
+    case Activation::silu:
+      return x * logistic(x);
+    case Activation::sigmoid:
+      return logistic(x);
+    case Activation::tanh:
+      return tanhf(x);
+    case Activation::softplus:
+      return (x <= 0.0f ? 0.0f : x) + log1pf(expf(-fabsf(x)));
   }
   return x;
 }
@@ -63,9 +73,12 @@ static BIGMODEL_HOST_DEVICE float activate(float x) {
 template <Activation A>
 static BIGMODEL_HOST_DEVICE float slope(float x) {
   switch (A) {
-    case Activation::none: return 1.0f;
-    case Activation::relu: return x <= 0.0f ? 0.0f : 1.0f;
-    case Activation::leaky_relu: return x > 0.0f ? 1.0f : kLeakySlope;
+    case Activation::none:
+      return 1.0f;
+    case Activation::relu:
+      return x <= 0.0f ? 0.0f : 1.0f;
+    case Activation::leaky_relu:
+      return x > 0.0f ? 1.0f : kLeakySlope;
     case Activation::gelu: {
       const NormalPoint point = normal_point(x);
       return point.cumulative + x * (kInvSqrt2Pi * point.density);
@@ -83,7 +96,8 @@ static BIGMODEL_HOST_DEVICE float slope(float x) {
       const float e = expf(-2.0f * fabsf(x)), d = 1.0f / (1.0f + e);
       return 4.0f * e * d * d;
     }
-    case Activation::softplus: return logistic(x);
+    case Activation::softplus:
+      return logistic(x);
   }
   return 1.0f;
 }

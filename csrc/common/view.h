@@ -13,6 +13,7 @@ struct View {
   void* data;
   DType dtype;
   int ndim;
+  int device;  // index among devices of its kind; 0 on the CPU
   int64_t sizes[kMaxDims];
   int64_t strides[kMaxDims];  // in elements
 

@@ -18,7 +18,7 @@ constexpr Variants<DropoutKernel> forward_variants = {{fused_dropout_scalar, nul
 constexpr Variants<DropoutKernel> backward_variants = {{fused_dropout_backward_scalar, nullptr, nullptr, nullptr}};
 #endif
 
-constexpr int64_t kGrainElements = 32768;  // below this, waking a second thread costs more than it saves
+constexpr int64_t kGrainElements = 32768;   // below this, waking a second thread costs more than it saves
 constexpr int64_t kStreamBytes = 32 << 20;  // outputs that no cache keeps until they are read again
 
 void run(const DropoutArgs& args, const Variants<DropoutKernel>& variants, bool keep_other) {

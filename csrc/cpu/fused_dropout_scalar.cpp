@@ -22,7 +22,8 @@ void kernel(const DropoutArgs& a, int64_t begin, int64_t end) {
   int64_t column = begin % a.features;
   PhiloxBlock block{};
   for (int64_t i = begin; i < end; ++i) {
-    if (a.seed && i % kPhiloxHalves == 0) block = philox_block(*a.seed, a.first_block + static_cast<uint64_t>(i / kPhiloxHalves));
+    if (a.seed && i % kPhiloxHalves == 0)
+      block = philox_block(*a.seed, a.first_block + static_cast<uint64_t>(i / kPhiloxHalves));
     const bool keep = !a.seed || philox_half(block, static_cast<int>(i % kPhiloxHalves)) >= a.threshold;
     float z = load(a.x, a.dtype, i);
     if (a.bias) z += load(a.bias, a.bias_dtype, column);
@@ -42,14 +43,22 @@ void kernel(const DropoutArgs& a, int64_t begin, int64_t end) {
 template <bool kBackward>
 void dispatch(const DropoutArgs& a, int64_t begin, int64_t end) {
   switch (a.activation) {
-    case Activation::none: return kernel<Activation::none, kBackward>(a, begin, end);
-    case Activation::relu: return kernel<Activation::relu, kBackward>(a, begin, end);
-    case Activation::leaky_relu: return kernel<Activation::leaky_relu, kBackward>(a, begin, end);
-    case Activation::gelu: return kernel<Activation::gelu, kBackward>(a, begin, end);
-    case Activation::silu: return kernel<Activation::silu, kBackward>(a, begin, end);
-    case Activation::sigmoid: return kernel<Activation::sigmoid, kBackward>(a, begin, end);
-    case Activation::tanh: return kernel<Activation::tanh, kBackward>(a, begin, end);
-    case Activation::softplus: return kernel<Activation::softplus, kBackward>(a, begin, end);
+    case Activation::none:
+      return kernel<Activation::none, kBackward>(a, begin, end);
+    case Activation::relu:
+      return kernel<Activation::relu, kBackward>(a, begin, end);
+    case Activation::leaky_relu:
+      return kernel<Activation::leaky_relu, kBackward>(a, begin, end);
+    case Activation::gelu:
+      return kernel<Activation::gelu, kBackward>(a, begin, end);
+    case Activation::silu:
+      return kernel<Activation::silu, kBackward>(a, begin, end);
+    case Activation::sigmoid:
+      return kernel<Activation::sigmoid, kBackward>(a, begin, end);
+    case Activation::tanh:
+      return kernel<Activation::tanh, kBackward>(a, begin, end);
+    case Activation::softplus:
+      return kernel<Activation::softplus, kBackward>(a, begin, end);
   }
 }
 

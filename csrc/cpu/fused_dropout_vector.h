@@ -56,8 +56,8 @@ struct Normal {
 };
 
 inline Floats tanh_of(Floats x) {
-  static constexpr float c[] = {-0.3333328068256378f, 0.13331441581249237f, -0.05373971536755562f,
-                                0.02063908614218235f, -0.005704985000193119f};  // (tanh(x) - x) / x^3, 4e-9
+  static constexpr float c[] = {-0.3333328068256378f, 0.13331441581249237f, -0.05373971536755562f, 0.02063908614218235f,
+                                -0.005704985000193119f};  // (tanh(x) - x) / x^3, 4e-9
   const Floats a = magnitude(x), square = x * x;
   const Floats small = fma(polynomial(square, c) * square, x, x);
   const Floats e = exp_of(a * set(-2.0f));
@@ -84,14 +84,22 @@ inline Floats log1p_of(Floats u) {
 template <Activation A>
 inline Floats activate_vector(Floats x) {
   switch (A) {
-    case Activation::none: return x;
-    case Activation::relu: return at_least(0.0f, x);
-    case Activation::leaky_relu: return choose(below(set(0.0f), x), x, x * set(kLeakySlope));
-    case Activation::gelu: return x * Normal(x).cumulative;
-    case Activation::silu: return x * Logistic(x).value(x);
-    case Activation::sigmoid: return Logistic(x).value(x);
-    case Activation::tanh: return tanh_of(x);
-    case Activation::softplus: return at_least(0.0f, x) + log1p_of(exp_of(-magnitude(x)));
+    case Activation::none:
+      return x;
+    case Activation::relu:
+      return at_least(0.0f, x);
+    case Activation::leaky_relu:
+      return choose(below(set(0.0f), x), x, x * set(kLeakySlope));
+    case Activation::gelu:
+      return x * Normal(x).cumulative;
+    case Activation::silu:
+      return x * Logistic(x).value(x);
+    case Activation::sigmoid:
+      return Logistic(x).value(x);
+    case Activation::tanh:
+      return tanh_of(x);
+    case Activation::softplus:
+      return at_least(0.0f, x) + log1p_of(exp_of(-magnitude(x)));
   }
   return x;
 }
@@ -99,9 +107,12 @@ inline Floats activate_vector(Floats x) {
 template <Activation A>
 inline Floats slope_vector(Floats x) {
   switch (A) {
-    case Activation::none: return set(1.0f);
-    case Activation::relu: return choose(not_above(x, set(0.0f)), set(0.0f), set(1.0f));
-    case Activation::leaky_relu: return choose(below(set(0.0f), x), set(1.0f), set(kLeakySlope));
+    case Activation::none:
+      return set(1.0f);
+    case Activation::relu:
+      return choose(not_above(x, set(0.0f)), set(0.0f), set(1.0f));
+    case Activation::leaky_relu:
+      return choose(below(set(0.0f), x), set(1.0f), set(kLeakySlope));
     case Activation::gelu: {
       const Normal normal(x);
       return normal.cumulative + x * (normal.density * set(kInvSqrt2Pi));
@@ -118,7 +129,8 @@ inline Floats slope_vector(Floats x) {
       const Logistic logistic(x * set(2.0f));  // 4 e^-2|x| / (1 + e^-2|x|)^2
       return set(4.0f) * logistic.e * logistic.d * logistic.d;
     }
-    case Activation::softplus: return Logistic(x).value(x);
+    case Activation::softplus:
+      return Logistic(x).value(x);
   }
   return x;
 }
@@ -208,14 +220,22 @@ void dropout_kernel(const DropoutArgs& a, int64_t begin, int64_t end, bool strea
 template <DType D, bool kBackward>
 void dropout_activation(const DropoutArgs& a, int64_t begin, int64_t end, bool stream) {
   switch (a.activation) {
-    case Activation::none: return dropout_kernel<D, Activation::none, kBackward>(a, begin, end, stream);
-    case Activation::relu: return dropout_kernel<D, Activation::relu, kBackward>(a, begin, end, stream);
-    case Activation::leaky_relu: return dropout_kernel<D, Activation::leaky_relu, kBackward>(a, begin, end, stream);
-    case Activation::gelu: return dropout_kernel<D, Activation::gelu, kBackward>(a, begin, end, stream);
-    case Activation::silu: return dropout_kernel<D, Activation::silu, kBackward>(a, begin, end, stream);
-    case Activation::sigmoid: return dropout_kernel<D, Activation::sigmoid, kBackward>(a, begin, end, stream);
-    case Activation::tanh: return dropout_kernel<D, Activation::tanh, kBackward>(a, begin, end, stream);
-    case Activation::softplus: return dropout_kernel<D, Activation::softplus, kBackward>(a, begin, end, stream);
+    case Activation::none:
+      return dropout_kernel<D, Activation::none, kBackward>(a, begin, end, stream);
+    case Activation::relu:
+      return dropout_kernel<D, Activation::relu, kBackward>(a, begin, end, stream);
+    case Activation::leaky_relu:
+      return dropout_kernel<D, Activation::leaky_relu, kBackward>(a, begin, end, stream);
+    case Activation::gelu:
+      return dropout_kernel<D, Activation::gelu, kBackward>(a, begin, end, stream);
+    case Activation::silu:
+      return dropout_kernel<D, Activation::silu, kBackward>(a, begin, end, stream);
+    case Activation::sigmoid:
+      return dropout_kernel<D, Activation::sigmoid, kBackward>(a, begin, end, stream);
+    case Activation::tanh:
+      return dropout_kernel<D, Activation::tanh, kBackward>(a, begin, end, stream);
+    case Activation::softplus:
+      return dropout_kernel<D, Activation::softplus, kBackward>(a, begin, end, stream);
   }
 }
 

@@ -22,7 +22,9 @@ inline Floats fms(Floats a, Floats b, Floats c) { return _mm256_fmsub_ps(a, b, c
 inline Floats at_least(float bound, Floats v) { return _mm256_max_ps(set(bound), v); }
 inline Floats at_most(float bound, Floats v) { return _mm256_min_ps(set(bound), v); }
 inline Floats magnitude(Floats v) { return _mm256_andnot_ps(set(-0.0f), v); }
-inline Floats with_sign_of(Floats v, Floats sign) { return _mm256_or_ps(magnitude(v), _mm256_and_ps(set(-0.0f), sign)); }
+inline Floats with_sign_of(Floats v, Floats sign) {
+  return _mm256_or_ps(magnitude(v), _mm256_and_ps(set(-0.0f), sign));
+}
 inline Floats rounded(Floats v) { return _mm256_round_ps(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
 // In two steps, so that subnormal results come out right; |n| < 252.
 inline Floats times_power_of_2(Floats v, Floats n) {

@@ -83,8 +83,8 @@ class DropoutMask {
   Keep at(uint64_t block) const {
     const __m512i m0 = _mm512_set1_epi64(kPhiloxMultiplier0), m1 = _mm512_set1_epi64(kPhiloxMultiplier1);
     // In this order the unpacks below leave the blocks in sequence.
-    const __m512i counter = _mm512_add_epi64(_mm512_set1_epi64(static_cast<int64_t>(block)),
-                                             _mm512_setr_epi64(0, 4, 1, 5, 2, 6, 3, 7));
+    const __m512i counter =
+        _mm512_add_epi64(_mm512_set1_epi64(static_cast<int64_t>(block)), _mm512_setr_epi64(0, 4, 1, 5, 2, 6, 3, 7));
     // Words 2 and 3 of the counter are 0, which leaves this of the first round:
     __m512i c3 = _mm512_mul_epu32(counter, m0), c1 = _mm512_setzero_si512();
     __m512i c0 = _mm512_xor_si512(_mm512_srli_epi64(counter, 32), key0_[0]);

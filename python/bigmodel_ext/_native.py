@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -42,6 +43,20 @@ quantize_rows = _C.quantize_rows
 sparse_linear = _C.sparse_linear
 sparse_linear_grad_input = _C.sparse_linear_grad_input
 sparse_linear_grad_values = _C.sparse_linear_grad_values
+
+
+def load_cuda() -> Any | None:
+    """The CUDA kernels' module, or None if it was not built or this torch can't use it."""
+    if torch.version.cuda is None or not torch.cuda.is_available():
+        return None
+    try:
+        from bigmodel_ext import _C_cuda
+    except ImportError as error:
+        if error.name == "bigmodel_ext._C_cuda" or "cannot import name" in str(error):
+            return None  # built without nvcc
+        raise
+    _C_cuda.initialize(torch.Tensor.__dlpack_c_exchange_api__)
+    return _C_cuda
 
 
 def active_isa() -> str:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from bigmodel_ext import _autograd, _dispatch, _ops  # noqa: F401  (registers the ops)
-from bigmodel_ext.backends import cpu  # noqa: F401
+from bigmodel_ext.backends import cpu, cuda  # noqa: F401
 
 _int8_linear = torch.ops.bigmodel_ext.int8_linear.default
 _int8_mm = torch.ops.bigmodel_ext.int8_mm.default

@@ -101,12 +101,12 @@ def _dropout_bias(x: Tensor, bias: Tensor | None) -> Tensor | None:
 
 def fused_dropout(
     x: Tensor, bias: Tensor | None, residual: Tensor | None, seed: Tensor | None, p: float, activation: str
-) -> Tensor:
+) -> Any:
     out = torch.empty_like(x)
     if _native.fused_dropout(x, bias, residual, seed, out, p, activation):  # the kernel could take them as they are
         return out
     if x.dtype is torch.float64:
-        return NotImplemented
+        return NotImplemented  # see _double
     x = x.contiguous()
     out = torch.empty_like(x)
     _native.fused_dropout(x, _dropout_bias(x, bias), _optional_dense(residual), seed, out, p, activation)
@@ -115,7 +115,7 @@ def fused_dropout(
 
 def fused_dropout_backward(
     grad: Tensor, x: Tensor, bias: Tensor | None, seed: Tensor | None, p: float, activation: str
-) -> Tensor:
+) -> Any:
     out = torch.empty_like(x)
     if _native.fused_dropout_backward(grad, x, bias, seed, out, p, activation):
         return out

@@ -1,0 +1,57 @@
+"""CUDA kernels: allocate the output, enqueue the kernel on torch's current stream. Registered only where torch has a
+device and the library was built with nvcc; elsewhere CUDA tensors run on the reference."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bigmodel_ext import _dispatch, _native
+from bigmodel_ext._dispatch import Candidate
+
+_C = _native.load_cuda()
+
+
+def _bias(x: Tensor, bias: Tensor | None) -> Tensor | None:
+    if bias is None:
+        return None
+    if bias.is_floating_point() and bias.dtype not in (torch.float32, x.dtype):
+        bias = bias.float()
+    return bias.contiguous()
+
+
+def fused_dropout(
+    x: Tensor, bias: Tensor | None, residual: Tensor | None, seed: Tensor | None, p: float, activation: str
+) -> Tensor:
+    assert _C is not None
+    x = x.contiguous()
+    out = torch.empty_like(x)
+    residual = None if residual is None else residual.contiguous()
+    _C.fused_dropout(x, _bias(x, bias), residual, seed, out, p, activation)
+    return out
+
+
+def fused_dropout_backward(
+    grad: Tensor, x: Tensor, bias: Tensor | None, seed: Tensor | None, p: float, activation: str
+) -> Tensor:
+    assert _C is not None
+    x = x.contiguous()
+    out = torch.empty_like(x)
+    _C.fused_dropout_backward(grad.contiguous(), x, _bias(x, bias), seed, out, p, activation)
+    return out
+
+
+def _double(*tensors: Any) -> str | None:
+    return "float64 is computed by the reference" if tensors[0].dtype is torch.float64 else None
+
+
+if _C is not None:
+    _dispatch.register(
+        "cuda",
+        {
+            "fused_dropout": Candidate("cuda", fused_dropout, _double),
+            "fused_dropout_backward": Candidate("cuda", fused_dropout_backward, _double),
+        },
+    )
