@@ -10,6 +10,7 @@ namespace py = pybind11;
 
 namespace bigmodel {
 void register_quantize_rows(py::module_& m);
+void register_int8_sparse_linear(py::module_& m);
 void register_sparse_linear(py::module_& m);
 }
 
@@ -31,5 +32,6 @@ PYBIND11_MODULE(_C, m) {
   m.def("set_active_isa", &set_active_isa);
   m.def("num_threads", &num_threads);
   register_quantize_rows(m);
+  register_int8_sparse_linear(m);
   register_sparse_linear(m);
 }

@@ -7,6 +7,7 @@ namespace {
 
 // How values of each dtype are read: one broadcast, 8 for the matrix products, or 16 (of which `mask` are wanted).
 struct F32 {
+  static constexpr int kBytes = 4;
   static __m512 broadcast(const void* values, int64_t i) {
     return _mm512_set1_ps(static_cast<const float*>(values)[i]);
   }
@@ -20,6 +21,7 @@ struct F32 {
 };
 
 struct Bf16 {
+  static constexpr int kBytes = 2;
   static __m512 broadcast(const void* values, int64_t i) {
     const uint32_t bits = static_cast<const uint16_t*>(values)[i];
     return _mm512_castsi512_ps(_mm512_set1_epi32(static_cast<int>(bits << 16)));
@@ -35,6 +37,7 @@ struct Bf16 {
 };
 
 struct F16 {
+  static constexpr int kBytes = 2;
   static __m512 broadcast(const void* values, int64_t i) {
     return _mm512_cvtph_ps(_mm256_set1_epi16(static_cast<const int16_t*>(values)[i]));
   }
@@ -45,6 +48,14 @@ struct F16 {
     return _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(mask, static_cast<const uint16_t*>(values) + i));
   }
 };
+
+// The matrix is read once, front to back, but the processor's own prefetching stops at each 4 KiB page.
+template <typename V>
+void prefetch(const void* values, const uint8_t* col, int64_t i) {
+  constexpr int64_t kAhead = 512;
+  _mm_prefetch(static_cast<const char*>(values) + (i + kAhead) * V::kBytes, _MM_HINT_T0);
+  _mm_prefetch(reinterpret_cast<const char*>(col) + i + kAhead, _MM_HINT_T0);
+}
 
 // The processor's loads are what limits this loop: four or less of x a value, two of them a cycle. So 8 values and 8
 // columns are loaded at once and taken from registers. Alternating sums, because one fused multiply-add waits four cycles
@@ -61,6 +72,7 @@ void multiply(const float* x, const void* values, const uint8_t* col, const int3
       for (int s = 1; s < kSets; ++s)
         for (int w = 0; w < W; ++w) sum[s][w] = _mm512_setzero_ps();
       for (; i + 8 <= end; i += 8) {
+        prefetch<V>(values, col, i);
         const __m512 eight = _mm512_castps256_ps512(V::load8(values, i));
         uint64_t columns;
         __builtin_memcpy(&columns, col + i, 8);
@@ -174,6 +186,7 @@ void multiply_row(const float* x, const void* values, const uint8_t* col, const 
       for (int64_t r = 0; r < block; ++r) {
         __m512 sum = _mm512_load_ps(sums + r * 16);
         for (int64_t i = begin[r]; i < begin[r + 1]; i += 16) {
+          prefetch<V>(values, col, i);
           const int64_t left = begin[r + 1] - i;
           const __mmask16 mask = static_cast<__mmask16>(left >= 16 ? 0xffff : (1 << left) - 1);
           const __m512i index = _mm512_cvtepu8_epi32(_mm_maskz_loadu_epi8(mask, col + i));

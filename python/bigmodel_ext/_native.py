@@ -34,6 +34,7 @@ def _initialize() -> None:
 _initialize()
 
 quantize_rows = _C.quantize_rows
+int8_sparse_linear = _C.int8_sparse_linear
 sparse_linear = _C.sparse_linear
 sparse_linear_grad_input = _C.sparse_linear_grad_input
 sparse_linear_grad_values = _C.sparse_linear_grad_values

@@ -115,6 +115,7 @@ _dispatch.register(
     "cpu",
     {
         "quantize_rows": Candidate("cpu", quantize_rows),
+        "int8_sparse_linear": Candidate("cpu", int8_sparse_linear),
         "sparse_linear": Candidate("cpu", sparse_linear, _double),
         "sparse_linear_grad_input": Candidate("cpu", sparse_linear_grad_input, _double),
         "sparse_linear_grad_values": Candidate("cpu", sparse_linear_grad_values, _double),

@@ -33,5 +33,6 @@ def unpack(
     values: Tensor, crow: Tensor, col: Tensor, out_features: int, in_features: int, panel: int = PANEL
 ) -> Tensor:
     """The inverse of :func:`pack`: int8 [N,K]."""
-    dense = csr.sparse_to_dense(values, crow, col, out_features, -(-in_features // 4), panel)
-    return dense.reshape(out_features, -1)[:, :in_features].contiguous()
+    blocks = -(-in_features // 4)
+    dense = csr.sparse_to_dense(values, crow, col, out_features, blocks, panel)
+    return dense.reshape(out_features, blocks * 4)[:, :in_features].contiguous()
