@@ -108,6 +108,7 @@ def check_sparse_linear_grad_input(
     _require_dtype("grad", grad, *FLOATS, torch.float64)
     _require_dtype("values", values, *{torch.float32, grad.dtype})
     _require_features(grad)
+    _require(in_features >= 0, lambda: f"in_features must not be negative, got {in_features}")
     _require(values.dim() == 1, lambda: f"values must be [nnz], got shape {list(values.shape)}")
     _check_sparse(values, crow, col, grad.shape[-1], in_features, panel)
 

@@ -19,9 +19,11 @@ def _optional_dense(x: Tensor | None) -> Tensor | None:
     return x if x is None or x.is_contiguous() else x.contiguous()
 
 
-def _rows(x: Tensor, n: int) -> Tensor:
+def _rows(x: Tensor, n: int, n_name: str = "out_features") -> Tensor:
     if x.dim() == 0:
         raise ValueError("x must have at least 1 dimension, got a 0-d tensor")
+    if n < 0:
+        raise ValueError(f"{n_name} must not be negative, got {n}")
     return x.new_empty((*x.shape[:-1], n))
 
 
@@ -55,7 +57,7 @@ def sparse_linear(
 def sparse_linear_grad_input(
     grad: Tensor, values: Tensor, crow: Tensor, col: Tensor, in_features: int, panel: int
 ) -> Tensor:
-    out = _rows(grad, in_features)
+    out = _rows(grad, in_features, "in_features")
     _native.sparse_linear_grad_input(_dense(grad), _dense(values), _dense(crow), _dense(col), out, panel)
     return out
 
