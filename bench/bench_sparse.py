@@ -1,11 +1,12 @@
 """Sparse linear layers against torch's dense and sparse ones on one thread: `python bench/bench_sparse.py [filter]`.
 
-GOPS counts the dense product's operations ("effective"); real_gflops counts those with stored weights, and
-percent_of_fma_peak relates them to the processor's best rate of fused multiply-adds, measured by a dense product in cache.
+GOPS counts the dense product's operations ("effective"); the column stored_operations counts those with stored weights.
+With PEAK_GFLOPS=<the core's best fp32 rate> the share of it that these reach is printed too.
 """
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Iterator
 
@@ -16,6 +17,7 @@ from bigmodel_ext import functional as F
 from bigmodel_ext.formats import block, csr
 from harness import Case, run
 
+ROUNDS = 11
 SHAPES = ((128, 4096, 4096), (128, 768, 3072), (1, 4096, 4096))  # M, N, K
 SPARSITIES = {1: (0.7, 0.9), 128: (0.5, 0.7, 0.8, 0.9, 0.95)}
 
@@ -116,11 +118,31 @@ def overhead_cases() -> Iterator[Case]:
     values, crow, col, row_sum = block.pack((weight * 50).to(torch.int8))
     torchs = {"F.linear": lambda: tF.linear(x, weight, bias)}
     sparse = lambda: F.sparse_linear(x, *packed, bias, out_features=16, panel=128)  # noqa: E731
-    yield Case("sparse_linear", "overhead 1x16", {"sparse_linear": sparse, **torchs}, lambda: None)
-    int8 = lambda: F.int8_sparse_linear(x, values, crow, col, weight[0].abs(), row_sum, bias, panel=128)  # noqa: E731
+    yield Case(
+        "sparse_linear",
+        "overhead 1x16",
+        {"sparse_linear": sparse, **torchs},
+        lambda: close(sparse(), tF.linear(x, weight, bias)),
+    )
     scale = weight[0].abs()
     int8 = lambda: F.int8_sparse_linear(x, values, crow, col, scale, row_sum, bias, panel=128)  # noqa: E731
-    yield Case("int8_sparse_linear", "overhead 1x16", {"int8_sparse_linear": int8, **torchs}, lambda: None)
+    expected = _reference.int8_sparse_linear(x, values, crow, col, scale, row_sum, bias, block.PANEL)
+
+    def verify() -> None:
+        assert torch.equal(int8(), expected), "differs from the reference"
+
+    yield Case("int8_sparse_linear", "overhead 1x16", {"int8_sparse_linear": int8, **torchs}, verify)
+
+
+def print_real(rows: list[dict[str, object]]) -> None:
+    """Operations with stored weights per second, one line a shape."""
+    peak = float(os.environ.get("PEAK_GFLOPS", "0"))
+    for row in rows:
+        if row["peer"] != "F.linear" or "stored_operations" not in row:
+            continue
+        real = float(str(row["stored_operations"])) / float(str(row["ours_us"])) / 1e3
+        share = f"  {real / peak:.0%} of {peak:g}" if peak and row["op"] != "int8_sparse_linear" else ""
+        print(f"{row['op']:22s} {row['shape']:24s} real {real:7.1f} GOPS{share}")
 
 
 def main() -> None:
@@ -131,7 +153,8 @@ def main() -> None:
     rows = []
     for name in wanted:
         with torch.inference_mode(name != "training"):
-            rows += run(groups[name](), f"sparse_{name}", rounds=11)
+            rows += run(groups[name](), f"sparse_{name}", rounds=ROUNDS)
+    print_real(rows)
 
 
 if __name__ == "__main__":

@@ -107,7 +107,15 @@ void int8_sparse_linear(const View& x, const View& values, const View& crow, con
   const PanelCsr w = check_panel_csr(crow, col, values.sizes[0], n, (k + 3) / 4, panel);
   check_bias(bias, n);
   std::vector<float> converted(bias && bias->dtype != DType::f32 ? n : 0);
-  const Forward op{*variants.pick(), tile_kernels(), quantize_rows_kernel(), x, values, weight_scale, row_sum, out, w,
+  const Forward op{*variants.pick(),
+                   tile_kernels(),
+                   quantize_rows_kernel(),
+                   x,
+                   values,
+                   weight_scale,
+                   row_sum,
+                   out,
+                   w,
                    bias_as_float(bias, converted.data())};
   for_each_tile(m, n, kTileLanes, m * w.nnz, [&](int64_t tile, int64_t begin, int64_t end) {
     const int64_t first = tile * kTileRows, rows = std::min(kTileRows, m - first);

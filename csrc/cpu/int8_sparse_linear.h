@@ -2,9 +2,9 @@
 //
 // with q, scale from quantize_rows.h. W is int8 in blocks of 1x4, in the layout of panel_csr.h over blocks. Activations
 // are stored as the unsigned q + 128, four of a block in one 32-bit word, and the words are laid out as a tile
-// (tiles.h); what that adds to each sum, 128 * row_sum[n], is subtracted again. All of it is arithmetic modulo 2^32 whose
-// true result fits int32 (K <= 131071), so it is exact. After that: one float32 multiplication by scale[m], one by
-// weight_scale[n], one addition of bias[n], one rounding to x's dtype, on every instruction set the same.
+// (tiles.h); what that adds to each sum, 128 * row_sum[n], is subtracted again. All of it is arithmetic modulo 2^32
+// whose true result fits int32 (K <= 131071), so it is exact. After that: one float32 multiplication by scale[m], one
+// by weight_scale[n], one addition of bias[n], one rounding to x's dtype, on every instruction set the same.
 //
 // A row of x with NaN or infinity has scale NaN and becomes NaN throughout.
 #pragma once

@@ -5,8 +5,8 @@
 namespace bigmodel {
 namespace {
 
-// Four unsigned times four signed bytes per 32-bit word. vpmaddubsw would saturate (two products reach 64,770), so bytes
-// are widened to 16 bits, the even and the odd ones apart: vpmaddwd's sums of two products are exact.
+// Four unsigned times four signed bytes per 32-bit word. vpmaddubsw would saturate (two products reach 64,770), so
+// bytes are widened to 16 bits, the even and the odd ones apart: vpmaddwd's sums of two products are exact.
 struct Weights {
   __m256i even, odd;
 
@@ -46,10 +46,14 @@ void multiply(const uint32_t* x, const int8_t* values, const uint8_t* col, const
 void multiply_any(const uint32_t* x, int64_t width, const int8_t* values, const uint8_t* col, const int32_t* crow,
                   int64_t rows, uint32_t* y) {
   switch (width) {
-    case 16: return multiply<2>(x, values, col, crow, rows, y);
-    case 32: return multiply<4>(x, values, col, crow, rows, y);
-    case 48: return multiply<6>(x, values, col, crow, rows, y);
-    default: return multiply<8>(x, values, col, crow, rows, y);
+    case 16:
+      return multiply<2>(x, values, col, crow, rows, y);
+    case 32:
+      return multiply<4>(x, values, col, crow, rows, y);
+    case 48:
+      return multiply<6>(x, values, col, crow, rows, y);
+    default:
+      return multiply<8>(x, values, col, crow, rows, y);
   }
 }
 

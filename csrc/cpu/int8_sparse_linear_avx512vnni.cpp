@@ -27,7 +27,8 @@ void multiply(const uint32_t* x, const int8_t* values, const uint8_t* col, const
         for (int w = 0; w < W; ++w) sum[s][w] = _mm512_setzero_si512();
       for (; i + 8 <= end; i += 8) {
         prefetch(values, col, i);
-        const __m512i eight = _mm512_castsi256_si512(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(values + i * 4)));
+        const __m512i eight =
+            _mm512_castsi256_si512(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(values + i * 4)));
         uint64_t columns;
         __builtin_memcpy(&columns, col + i, 8);
 #pragma GCC unroll 8
@@ -61,10 +62,14 @@ void multiply(const uint32_t* x, const int8_t* values, const uint8_t* col, const
 void multiply_any(const uint32_t* x, int64_t width, const int8_t* values, const uint8_t* col, const int32_t* crow,
                   int64_t rows, uint32_t* y) {
   switch (width) {
-    case 16: return multiply<1>(x, values, col, crow, rows, y);
-    case 32: return multiply<2>(x, values, col, crow, rows, y);
-    case 48: return multiply<3>(x, values, col, crow, rows, y);
-    default: return multiply<4>(x, values, col, crow, rows, y);
+    case 16:
+      return multiply<1>(x, values, col, crow, rows, y);
+    case 32:
+      return multiply<2>(x, values, col, crow, rows, y);
+    case 48:
+      return multiply<3>(x, values, col, crow, rows, y);
+    default:
+      return multiply<4>(x, values, col, crow, rows, y);
   }
 }
 

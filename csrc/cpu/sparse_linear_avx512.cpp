@@ -58,8 +58,8 @@ void prefetch(const void* values, const uint8_t* col, int64_t i) {
 }
 
 // The processor's loads are what limits this loop: four or less of x a value, two of them a cycle. So 8 values and 8
-// columns are loaded at once and taken from registers. Alternating sums, because one fused multiply-add waits four cycles
-// for the one before it on the same register.
+// columns are loaded at once and taken from registers. Alternating sums, because one fused multiply-add waits four
+// cycles for the one before it on the same register.
 template <typename V, int W>
 void multiply(const float* x, const void* values, const uint8_t* col, const int32_t* crow, int64_t rows, float* y) {
   constexpr int kSets = W == 1 ? 4 : 2;
@@ -113,8 +113,7 @@ void grad_input(const float* grad, const void* values, const uint8_t* col, const
     for (int64_t i = crow[r]; i < crow[r + 1]; ++i) {
       const __m512 v = V::broadcast(values, i);
       float* to = dx + col[i] * (W * 16);
-      for (int w = 0; w < W; ++w)
-        _mm512_storeu_ps(to + w * 16, _mm512_fmadd_ps(v, g[w], _mm512_loadu_ps(to + w * 16)));
+      for (int w = 0; w < W; ++w) _mm512_storeu_ps(to + w * 16, _mm512_fmadd_ps(v, g[w], _mm512_loadu_ps(to + w * 16)));
     }
   }
 }
@@ -163,8 +162,10 @@ struct Table {
   __m512 at(__m512i index) const {
     const __mmask16 bit5 = _mm512_test_epi32_mask(index, _mm512_set1_epi32(32));
     const __mmask16 bit6 = _mm512_test_epi32_mask(index, _mm512_set1_epi32(64));
-    const __m512 a = _mm512_permutex2var_ps(part[0], index, part[1]), b = _mm512_permutex2var_ps(part[2], index, part[3]);
-    const __m512 c = _mm512_permutex2var_ps(part[4], index, part[5]), d = _mm512_permutex2var_ps(part[6], index, part[7]);
+    const __m512 a = _mm512_permutex2var_ps(part[0], index, part[1]),
+                 b = _mm512_permutex2var_ps(part[2], index, part[3]);
+    const __m512 c = _mm512_permutex2var_ps(part[4], index, part[5]),
+                 d = _mm512_permutex2var_ps(part[6], index, part[7]);
     return _mm512_mask_blend_ps(bit6, _mm512_mask_blend_ps(bit5, a, b), _mm512_mask_blend_ps(bit5, c, d));
   }
 };
@@ -207,19 +208,27 @@ struct Dispatch {
   static void multiply_any(const float* x, int64_t width, const void* values, const uint8_t* col, const int32_t* crow,
                            int64_t rows, float* y) {
     switch (width) {
-      case 16: return multiply<V, 1>(x, values, col, crow, rows, y);
-      case 32: return multiply<V, 2>(x, values, col, crow, rows, y);
-      case 48: return multiply<V, 3>(x, values, col, crow, rows, y);
-      default: return multiply<V, 4>(x, values, col, crow, rows, y);
+      case 16:
+        return multiply<V, 1>(x, values, col, crow, rows, y);
+      case 32:
+        return multiply<V, 2>(x, values, col, crow, rows, y);
+      case 48:
+        return multiply<V, 3>(x, values, col, crow, rows, y);
+      default:
+        return multiply<V, 4>(x, values, col, crow, rows, y);
     }
   }
   static void grad_input_any(const float* grad, int64_t width, const void* values, const uint8_t* col,
                              const int32_t* crow, int64_t rows, float* dx) {
     switch (width) {
-      case 16: return grad_input<V, 1>(grad, values, col, crow, rows, dx);
-      case 32: return grad_input<V, 2>(grad, values, col, crow, rows, dx);
-      case 48: return grad_input<V, 3>(grad, values, col, crow, rows, dx);
-      default: return grad_input<V, 4>(grad, values, col, crow, rows, dx);
+      case 16:
+        return grad_input<V, 1>(grad, values, col, crow, rows, dx);
+      case 32:
+        return grad_input<V, 2>(grad, values, col, crow, rows, dx);
+      case 48:
+        return grad_input<V, 3>(grad, values, col, crow, rows, dx);
+      default:
+        return grad_input<V, 4>(grad, values, col, crow, rows, dx);
     }
   }
   static void multiply_row_any(const float* x, const void* values, const uint8_t* col, const int32_t* crow,
@@ -238,7 +247,8 @@ void multiply_entry(const float* x, int64_t width, const void* values, DType dty
 
 void multiply_row_entry(const float* x, const void* values, DType dtype, const uint8_t* col, const int32_t* crow,
                         int64_t n_stride, int64_t panels, int64_t panel, int64_t rows, float* y) {
-  if (dtype == DType::f32) return Dispatch<F32>::multiply_row_any(x, values, col, crow, n_stride, panels, panel, rows, y);
+  if (dtype == DType::f32)
+    return Dispatch<F32>::multiply_row_any(x, values, col, crow, n_stride, panels, panel, rows, y);
   if (dtype == DType::bf16)
     return Dispatch<Bf16>::multiply_row_any(x, values, col, crow, n_stride, panels, panel, rows, y);
   return Dispatch<F16>::multiply_row_any(x, values, col, crow, n_stride, panels, panel, rows, y);
@@ -254,16 +264,19 @@ void grad_input_entry(const float* grad, int64_t width, const void* values, DTyp
 void grad_values_entry(const float* grad, const float* x, int64_t width, const uint8_t* col, const int32_t* crow,
                        int64_t rows, bool add, float* dvalues) {
   switch (width) {
-    case 16: return grad_values<1>(grad, x, col, crow, rows, add, dvalues);
-    case 32: return grad_values<2>(grad, x, col, crow, rows, add, dvalues);
-    case 48: return grad_values<3>(grad, x, col, crow, rows, add, dvalues);
-    default: return grad_values<4>(grad, x, col, crow, rows, add, dvalues);
+    case 16:
+      return grad_values<1>(grad, x, col, crow, rows, add, dvalues);
+    case 32:
+      return grad_values<2>(grad, x, col, crow, rows, add, dvalues);
+    case 48:
+      return grad_values<3>(grad, x, col, crow, rows, add, dvalues);
+    default:
+      return grad_values<4>(grad, x, col, crow, rows, add, dvalues);
   }
 }
 
 }  // namespace
 
-const SparseKernels sparse_kernels_avx512 = {multiply_entry, multiply_row_entry, grad_input_entry,
-                                                    grad_values_entry};
+const SparseKernels sparse_kernels_avx512 = {multiply_entry, multiply_row_entry, grad_input_entry, grad_values_entry};
 
 }  // namespace bigmodel

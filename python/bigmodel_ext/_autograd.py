@@ -1,8 +1,8 @@
 """Backward formulas, and nothing else. With W the (de-quantized) weight and g the gradient of the output:
 
-    int8_linear, int8_sparse_linear:  dx = g W           (rounding counts as the identity: straight-through)
-    sparse_linear:                    dx = g W,  dvalues = (g^T x) at the stored positions,  dbias = sum g
-    fused_dropout:                    dx = keep * scale * act'(x + bias) * g,  dbias = sum dx,  dresidual = g
+int8_linear, int8_sparse_linear:  dx = g W           (rounding counts as the identity: straight-through)
+sparse_linear:                    dx = g W,  dvalues = (g^T x) at the stored positions,  dbias = sum g
+fused_dropout:                    dx = keep * scale * act'(x + bias) * g,  dbias = sum dx,  dresidual = g
 """
 
 from __future__ import annotations

@@ -26,6 +26,7 @@ class Candidate:
     backend: str
     run: Callable[..., Any]
     refusal: Callable[..., str | None] = never  # why these arguments can't be taken, or None
+    late: bool = False  # `run` returns NotImplemented for what `refusal` refuses, so that asking first costs no call time
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,8 @@ def _checked_reference(name: str) -> Candidate:
     return Candidate("reference", checked)
 
 
+_NO_KERNEL = frozenset({"dropout_seed"})  # torch's own generator: the reference is the only implementation
+
 _table: dict[tuple[str, str], list[Candidate]] = {}
 
 
@@ -63,7 +66,21 @@ def forced_backend() -> str | None:
     name = os.environ.get("BIGMODEL_BACKEND") or None
     if name is not None and name not in BACKENDS:
         raise ValueError(f"BIGMODEL_BACKEND must be one of {', '.join(BACKENDS)}, got {name!r}")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise RuntimeError("BIGMODEL_BACKEND=cuda can't be had: torch.cuda.is_available() is False")
     return name
+
+
+def _default(name: str) -> Candidate:
+    """What runs where no kernel is registered: the reference, unless another backend is forced."""
+    forced = forced_backend()
+    if forced in (None, "reference") or name in _NO_KERNEL:
+        return _checked_reference(name)
+
+    def refuse(*args: Any) -> Any:
+        raise RuntimeError(f"{name}: BIGMODEL_BACKEND={forced} is forced and has no kernel for these tensors")
+
+    return Candidate(forced, refuse, lambda *args: f"it has no kernel for {name} on these tensors")
 
 
 def register(device: str, candidates: dict[str, Candidate]) -> None:
@@ -77,19 +94,25 @@ def register(device: str, candidates: dict[str, Candidate]) -> None:
 
 
 def _runner(name: str, candidates: list[Candidate]) -> Callable[..., Any]:
-    first = candidates[0]
-    rest = candidates[1:]
+    first, rest = candidates[0], candidates[1:]
+    run_first, refuse_first = first.run, first.refusal
 
-    def run(*args: Any) -> Any:
-        refusal = first.refusal(*args)
-        if refusal is None:
-            return first.run(*args)
+    def run_rest(*args: Any) -> Any:
         for candidate in rest:
             if candidate.refusal(*args) is None:
                 return candidate.run(*args)
-        raise RuntimeError(f"{name}: the forced backend '{first.backend}' cannot run this: {refusal}")
+        raise RuntimeError(f"{name}: the forced backend '{first.backend}' cannot run this: {refuse_first(*args)}")
 
-    return run
+    def ask_late(*args: Any) -> Any:
+        result = run_first(*args)
+        return run_rest(*args) if result is NotImplemented else result
+
+    def ask_first(*args: Any) -> Any:
+        return run_first(*args) if refuse_first(*args) is None else run_rest(*args)
+
+    if refuse_first is never:
+        return run_first
+    return ask_late if first.late else ask_first
 
 
 def explain(op: str, *args: Any) -> Choice:
@@ -99,8 +122,11 @@ def explain(op: str, *args: Any) -> Choice:
     if op not in _ops.OPS:
         raise ValueError(f"op must be one of {', '.join(_ops.OPS)}, got {op!r}")
     device = next((a.device.type for a in args if isinstance(a, torch.Tensor)), "cpu")
-    refused = []
-    for candidate in _table.get((op, device), [_checked_reference(op)]):
+    candidates = _table.get((op, device), [_default(op)])
+    refused: list[str] = []
+    if candidates[0].backend == "reference" and op not in _NO_KERNEL:
+        refused.append("BIGMODEL_BACKEND=reference" if forced_backend() else f"no kernel for this op on {device}")
+    for candidate in candidates:
         refusal = candidate.refusal(*args)
         if refusal is None:
             isa = _native.active_isa() if candidate.backend == "cpu" else None
@@ -110,4 +136,4 @@ def explain(op: str, *args: Any) -> Choice:
 
 
 for _name in _ops.OPS:
-    _ops.library.impl(_name, _checked_reference(_name).run, "CompositeExplicitAutograd")
+    _ops.library.impl(_name, _default(_name).run, "CompositeExplicitAutograd")

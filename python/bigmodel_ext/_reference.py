@@ -29,8 +29,8 @@ def int8_mm(a: Tensor, b: Tensor) -> Tensor:
 
 def unpack_int8(packed: Tensor, n: int, k: int) -> Tensor:
     """[ceil(N/64), ceil(K/4)+1, 64, 4] -> [N,K]; slab 0 holds the column sums (see formats.int8)."""
-    panels, slabs, tile = packed.shape[:3]
-    return packed[:, 1:].permute(0, 2, 1, 3).reshape(panels * tile, (slabs - 1) * 4)[:n, :k]
+    panels, slabs, columns, group = packed.shape
+    return packed[:, 1:].permute(0, 2, 1, 3).reshape(panels * columns, (slabs - 1) * group)[:n, :k]
 
 
 def _scaled(acc: Tensor, x_scale: Tensor, weight_scale: Tensor, bias: Tensor | None, x: Tensor) -> Tensor:
@@ -97,8 +97,7 @@ def int8_sparse_linear(
     panel: int,
 ) -> Tensor:
     n, k = weight_scale.shape[0], x.shape[-1]
-    blocks = -(-k // 4)
-    weight = sparse_to_dense(values, crow, col, n, blocks, panel).reshape(n, blocks * 4)[:, :k]
+    weight = sparse_to_dense(values, crow, col, n, -(-k // 4), panel).flatten(1)[:, :k]
     return int8_linear(x, weight, weight_scale, bias)
 
 

@@ -35,36 +35,44 @@ def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def int8_mm(a: Tensor, b: Tensor) -> Tensor:
-    out = a.new_empty((a.shape[0], b.shape[0]), dtype=torch.int32)
-    _native.int8_mm(_dense(a), _dense(b), out)
+    out = a.new_empty(a.shape[:1] + b.shape[:1], dtype=torch.int32)
+    _native.int8_mm(a, b, out)
     return out
 
 
 def int8_linear(x: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | None) -> Tensor:
-    out = _rows(x, weight_scale.shape[0])
-    _native.int8_linear(_dense(x), _dense(weight), _dense(weight_scale), _optional_dense(bias), out)
+    n = weight_scale.shape[0] if weight_scale.dim() else 0  # a 0-d scale is refused in C++
+    out = x.new_empty(x.shape[0], n) if x.dim() == 2 else _rows(x, n)  # numbers cost half as much as a tuple
+    _native.int8_linear(x, weight, weight_scale, bias, out)
     return out
 
 
 def sparse_linear(
     x: Tensor, values: Tensor, crow: Tensor, col: Tensor, bias: Tensor | None, out_features: int, panel: int
 ) -> Tensor:
-    out = _rows(x, out_features)
-    _native.sparse_linear(_dense(x), _dense(values), _dense(crow), _dense(col), _optional_dense(bias), out, panel)
+    if x.dtype is torch.float64:
+        return NotImplemented
+    two_d = x.dim() == 2 and out_features >= 0  # numbers cost half as much as a tuple
+    out = x.new_empty(x.shape[0], out_features) if two_d else _rows(x, out_features)
+    _native.sparse_linear(x, values, crow, col, bias, out, panel)
     return out
 
 
 def sparse_linear_grad_input(
     grad: Tensor, values: Tensor, crow: Tensor, col: Tensor, in_features: int, panel: int
 ) -> Tensor:
+    if grad.dtype is torch.float64:
+        return NotImplemented
     out = _rows(grad, in_features, "in_features")
-    _native.sparse_linear_grad_input(_dense(grad), _dense(values), _dense(crow), _dense(col), out, panel)
+    _native.sparse_linear_grad_input(grad, values, crow, col, out, panel)
     return out
 
 
 def sparse_linear_grad_values(grad: Tensor, x: Tensor, crow: Tensor, col: Tensor, panel: int) -> Tensor:
+    if grad.dtype is torch.float64:
+        return NotImplemented
     out = grad.new_empty(col.shape)
-    _native.sparse_linear_grad_values(_dense(grad), _dense(x), _dense(crow), _dense(col), out, panel)
+    _native.sparse_linear_grad_values(grad, x, crow, col, out, panel)
     return out
 
 
@@ -78,34 +86,44 @@ def int8_sparse_linear(
     bias: Tensor | None,
     panel: int,
 ) -> Tensor:
-    out = _rows(x, weight_scale.shape[0])
-    _native.int8_sparse_linear(
-        _dense(x),
-        _dense(values),
-        _dense(crow),
-        _dense(col),
-        _dense(weight_scale),
-        _dense(row_sum),
-        _optional_dense(bias),
-        out,
-        panel,
-    )
+    n = weight_scale.shape[0] if weight_scale.dim() else 0  # a 0-d scale is refused in C++
+    out = x.new_empty(x.shape[0], n) if x.dim() == 2 else _rows(x, n)
+    _native.int8_sparse_linear(x, values, crow, col, weight_scale, row_sum, bias, out, panel)
     return out
+
+
+def _dropout_bias(x: Tensor, bias: Tensor | None) -> Tensor | None:
+    """Contiguous, and float32 if it is a float that the kernel does not read."""
+    if bias is not None and bias.is_floating_point() and bias.dtype not in (torch.float32, x.dtype):
+        bias = bias.float()
+    return _optional_dense(bias)
 
 
 def fused_dropout(
     x: Tensor, bias: Tensor | None, residual: Tensor | None, seed: Tensor | None, p: float, activation: str
 ) -> Tensor:
-    out = torch.empty_like(x, memory_format=torch.contiguous_format)
-    _native.fused_dropout(_dense(x), _optional_dense(bias), _optional_dense(residual), seed, out, p, activation)
+    out = torch.empty_like(x)
+    if _native.fused_dropout(x, bias, residual, seed, out, p, activation):  # the kernel could take them as they are
+        return out
+    if x.dtype is torch.float64:
+        return NotImplemented
+    x = x.contiguous()
+    out = torch.empty_like(x)
+    _native.fused_dropout(x, _dropout_bias(x, bias), _optional_dense(residual), seed, out, p, activation)
     return out
 
 
 def fused_dropout_backward(
     grad: Tensor, x: Tensor, bias: Tensor | None, seed: Tensor | None, p: float, activation: str
 ) -> Tensor:
-    out = torch.empty_like(x, memory_format=torch.contiguous_format)
-    _native.fused_dropout_backward(_dense(grad), _dense(x), _optional_dense(bias), seed, out, p, activation)
+    out = torch.empty_like(x)
+    if _native.fused_dropout_backward(grad, x, bias, seed, out, p, activation):
+        return out
+    if x.dtype is torch.float64:
+        return NotImplemented
+    x = x.contiguous()
+    out = torch.empty_like(x)
+    _native.fused_dropout_backward(grad.contiguous(), x, _dropout_bias(x, bias), seed, out, p, activation)
     return out
 
 
@@ -117,9 +135,13 @@ _dispatch.register(
     "cpu",
     {
         "quantize_rows": Candidate("cpu", quantize_rows),
+        "int8_mm": Candidate("cpu", int8_mm),
+        "int8_linear": Candidate("cpu", int8_linear),
         "int8_sparse_linear": Candidate("cpu", int8_sparse_linear),
-        "sparse_linear": Candidate("cpu", sparse_linear, _double),
-        "sparse_linear_grad_input": Candidate("cpu", sparse_linear_grad_input, _double),
-        "sparse_linear_grad_values": Candidate("cpu", sparse_linear_grad_values, _double),
+        "sparse_linear": Candidate("cpu", sparse_linear, _double, late=True),
+        "sparse_linear_grad_input": Candidate("cpu", sparse_linear_grad_input, _double, late=True),
+        "sparse_linear_grad_values": Candidate("cpu", sparse_linear_grad_values, _double, late=True),
+        "fused_dropout": Candidate("cpu", fused_dropout, _double, late=True),
+        "fused_dropout_backward": Candidate("cpu", fused_dropout_backward, _double, late=True),
     },
 )

@@ -1,9 +1,9 @@
 """1x4 blocks of int8: panel-CSR (see formats.csr) whose entries are four neighbouring weights of a row.
 
-    values       int8 [blocks, 4]
-    col          uint8 [blocks]                block within the panel
-    crow         int32 [panels * N + 1]        as in formats.csr, over ceil(K/4) block columns
-    row_sum      int32 [N]                     sum of the row's stored weights (the unsigned multiply's compensation)
+values       int8 [blocks, 4]
+col          uint8 [blocks]                block within the panel
+crow         int32 [panels * N + 1]        as in formats.csr, over ceil(K/4) block columns
+row_sum      int32 [N]                     sum of the row's stored weights (the unsigned multiply's compensation)
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from bigmodel_ext._reference import panel_rows_columns
+from bigmodel_ext._reference import panel_rows_columns, sparse_to_dense
 from bigmodel_ext.formats import csr
 
 PANEL = 128
@@ -33,6 +33,5 @@ def unpack(
     values: Tensor, crow: Tensor, col: Tensor, out_features: int, in_features: int, panel: int = PANEL
 ) -> Tensor:
     """The inverse of :func:`pack`: int8 [N,K]."""
-    blocks = -(-in_features // 4)
-    dense = csr.sparse_to_dense(values, crow, col, out_features, blocks, panel)
-    return dense.reshape(out_features, blocks * 4)[:, :in_features].contiguous()
+    dense = sparse_to_dense(values, crow, col, out_features, -(-in_features // 4), panel)
+    return dense.flatten(1)[:, :in_features].contiguous()

@@ -25,7 +25,7 @@ def panel_for(density: float) -> int:
 
 
 def pack(weight: Tensor, mask: Tensor | None = None, panel: int = PANEL) -> tuple[Tensor, Tensor, Tensor]:
-    """Dense [N,K] -> (values, crow, col). Entries where mask (default: weight != 0) is True are stored; NaN is stored."""
+    """Dense [N,K] -> (values, crow, col). Entries where mask (default: weight != 0, so NaN too) is True are stored."""
     if weight.dim() != 2:
         raise ValueError(f"weight must be [N,K], got shape {list(weight.shape)}")
     if not 1 <= panel <= 256:
@@ -60,3 +60,24 @@ def mask_of(crow: Tensor, col: Tensor, out_features: int, in_features: int, pane
     mask = torch.zeros((out_features, in_features), dtype=torch.bool, device=crow.device)
     mask[rows, columns] = True
     return mask
+
+
+def invalid(crow: Tensor, col: Tensor, out_features: int, in_features: int, panel: int = PANEL) -> str | None:
+    """What is wrong with these indices (the kernels trust them), or None. Meta tensors pass: they hold nothing."""
+    entries = -(-in_features // panel) * out_features + 1
+    if crow.dtype != torch.int32 or tuple(crow.shape) != (entries,):
+        return f"crow must be int32 [{entries}], got {crow.dtype} {list(crow.shape)}"
+    if col.dtype != torch.uint8 or col.dim() != 1:
+        return f"col must be uint8 [nnz], got {col.dtype} {list(col.shape)}"
+    if crow.is_meta or col.is_meta:
+        return None
+    if int(crow[0]) != 0 or int(crow[-1]) != col.shape[0]:
+        return f"crow must run from 0 to {col.shape[0]}, got {int(crow[0])} to {int(crow[-1])}"
+    if bool((crow[1:] < crow[:-1]).any()):
+        return "crow must not decrease"
+    rows, columns = panel_rows_columns(crow, col, out_features, panel)
+    if bool((columns >= in_features).any()) or bool((col >= panel).any()):
+        return f"col reaches beyond the panel of {panel} columns or in_features {in_features}"
+    if bool(((rows[1:] == rows[:-1]) & (columns[1:] <= columns[:-1])).any()):
+        return "col must increase within a row"
+    return None

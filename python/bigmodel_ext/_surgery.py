@@ -1,0 +1,160 @@
+"""Replacing modules inside a model: where they are, which may be replaced, and doing it all at once or not at all."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from bigmodel_ext._ops import FLOATS, INT8_MAX_K
+from bigmodel_ext.nn._linear import CompressedLinear
+
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+_HOOKS_OF_STATE = ("_state_dict_hooks", "_state_dict_pre_hooks", "_load_state_dict_pre_hooks")
+
+
+@dataclass(frozen=True)
+class Place:
+    """A module, the first name it has, and every (parent, attribute) that holds it; the root has none."""
+
+    fqn: str
+    module: nn.Module
+    holders: tuple[tuple[nn.Module, str], ...]
+
+
+def places(model: nn.Module) -> dict[int, Place]:
+    """By id of the module, in the order of named_modules()."""
+    holders: dict[int, list[tuple[nn.Module, str]]] = {}
+    named = list(model.named_modules())
+    for _, parent in named:
+        for name, child in parent._modules.items():
+            if child is not None:
+                holders.setdefault(id(child), []).append((parent, name))
+    return {id(m): Place(fqn, m, tuple(holders.get(id(m), ()))) for fqn, m in named}
+
+
+def has_hooks(module: nn.Module, *, of_state: bool = True) -> bool:
+    return any(getattr(module, name, None) for name in (*_HOOKS, *(_HOOKS_OF_STATE if of_state else ())))
+
+
+def _tied(model: nn.Module) -> dict[int, list[str]]:
+    """By id of each parameter that several modules hold: their names for it."""
+    names: dict[int, list[str]] = {}
+    for fqn, module in model.named_modules():
+        for name, parameter in module._parameters.items():
+            if parameter is not None:
+                names.setdefault(id(parameter), []).append(f"{fqn}.{name}" if fqn else name)
+    return {key: held for key, held in names.items() if len(held) > 1}
+
+
+class Survey:
+    """What a model holds, looked at once before anything is changed."""
+
+    def __init__(self, model: nn.Module) -> None:
+        if not isinstance(model, nn.Module):
+            raise TypeError(f"model must be an nn.Module, got {type(model).__name__}")
+        self.model = model
+        self.places = places(model)
+        self.tied = _tied(model)
+
+    def linears(self) -> Iterator[Place]:
+        return (place for place in self.places.values() if isinstance(place.module, nn.Linear))
+
+    def tied_names(self, tensor: Tensor | None) -> list[str]:
+        return self.tied.get(id(tensor), [])
+
+    def why_not_linear(self, place: Place) -> str | None:
+        """Why a linear layer can't be replaced by a compressed one, or None."""
+        linear = place.module
+        if isinstance(linear, CompressedLinear):
+            return "already converted"
+        if any(isinstance(parent, nn.MultiheadAttention) for parent, _ in place.holders):
+            return "nn.MultiheadAttention reads its weight without calling it"
+        if type(linear) is not nn.Linear:
+            return f"{type(linear).__name__} is a subclass of nn.Linear"
+        if has_hooks(linear):
+            return "it has hooks, which a replacement would lose"
+        if linear.weight.dtype not in FLOATS:
+            return f"its weight is {str(linear.weight.dtype).removeprefix('torch.')}"
+        if linear.in_features > INT8_MAX_K:
+            return f"in_features {linear.in_features} exceeds {INT8_MAX_K}"
+        for tensor in (linear.weight, linear.bias):
+            names = self.tied_names(tensor)
+            if names:
+                return f"it shares a parameter with other modules ({', '.join(names)})"
+        return None
+
+
+@dataclass
+class Changes:
+    """What to do to a model: modules to exchange, and modules whose class changes. Nothing happens before `apply`."""
+
+    swaps: list[tuple[nn.Module, str, nn.Module]] = field(default_factory=list)
+    classes: list[tuple[nn.Module, type[nn.Module]]] = field(default_factory=list)
+    _undo: list[tuple[nn.Module, str, nn.Module | None]] = field(default_factory=list)
+    _undo_attributes: list[tuple[nn.Module, str, object]] = field(default_factory=list)
+
+    def replace(self, place: Place, new: nn.Module) -> None:
+        self.swaps += [(parent, name, new) for parent, name in place.holders]
+
+    def apply(self, model: nn.Module) -> None:
+        try:
+            self._apply(model)
+        except BaseException:
+            self.revert()
+            raise
+
+    def _apply(self, model: nn.Module) -> None:
+        for parent, name, new in self.swaps:
+            self._undo.append((parent, name, parent._modules[name]))
+            parent._modules[name] = new
+        for module, cls in self.classes:
+            self._set(module, "__class__", cls)
+        self._stop_fast_paths(model)
+
+    def revert(self) -> None:
+        while self._undo_attributes:
+            module, name, value = self._undo_attributes.pop()
+            setattr(module, name, value)
+        while self._undo:
+            parent, name, old = self._undo.pop()
+            parent._modules[name] = old
+
+    def _set(self, module: nn.Module, name: str, value: object) -> None:
+        self._undo_attributes.append((module, name, getattr(module, name)))
+        setattr(module, name, value)
+
+    def _stop_fast_paths(self, model: nn.Module) -> None:
+        """In eval mode torch's encoder layers read the dense weights of their children and run a kernel of their own.
+        These attributes make them call the children instead."""
+        for module in model.modules():
+            if isinstance(module, (nn.TransformerEncoder, nn.TransformerEncoderLayer)):
+                name, off = (
+                    ("use_nested_tensor", False)
+                    if isinstance(module, nn.TransformerEncoder)
+                    else ("activation_relu_or_gelu", 0)
+                )
+                if getattr(module, name, off) and any(isinstance(m, CompressedLinear) for m in module.modules()):
+                    self._set(module, name, off)
+
+
+def without_bias(linear: nn.Linear) -> nn.Linear:
+    """A second nn.Linear on the same weight Parameter, that adds no bias."""
+    new = copy.copy(linear)
+    new._parameters = {**linear._parameters, "bias": None}
+    new._buffers, new._modules = dict(linear._buffers), dict(linear._modules)
+    return new
+
+
+def nbytes(module: nn.Module) -> int:
+    """Bytes of the tensors a module holds itself."""
+    tensors = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
+    return sum(t.numel() * t.element_size() for t in tensors)
+
+
+def device_of(module: nn.Module) -> torch.device:
+    tensor = next((t for t in (*module.parameters(), *module.buffers())), None)
+    return torch.device("cpu") if tensor is None else tensor.device

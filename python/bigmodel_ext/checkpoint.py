@@ -1,0 +1,256 @@
+"""save_model and load_model: one safetensors file that holds the tensors and how the model was converted.
+
+The file's metadata are `format`, `version`, `manifest` and `checksum`. The manifest is JSON: the plan (one entry for
+each converted module) and, for each name of the state dict, under which name it is stored and the SHA-256 of its dtype,
+shape and bytes (equal tensors, tied ones among them, are stored once); the checksum is the manifest's SHA-256. Nothing
+in it is code, and nothing is unpickled. Any safetensors reader can read the tensors.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import hashlib
+import json
+import os
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO, TypeVar
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from bigmodel_ext._plan import describe, replay
+from bigmodel_ext._surgery import Survey
+
+Model = TypeVar("Model", bound=nn.Module)
+
+FORMAT = "bigmodel_ext"
+VERSION = "1"
+
+_DTYPES = {
+    torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64",
+    torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL",
+}  # fmt: skip
+
+
+def _bytes(tensor: Tensor) -> memoryview:
+    """A contiguous CPU tensor's memory; the tensor must outlive it."""
+    size = tensor.numel() * tensor.element_size()
+    return memoryview((ctypes.c_char * size).from_address(tensor.data_ptr())).cast("B") if size else memoryview(b"")
+
+
+def _digest(tensor: Tensor) -> str:
+    sha = hashlib.sha256(f"{_DTYPES[tensor.dtype]} {list(tensor.shape)} ".encode())
+    sha.update(_bytes(tensor))
+    return sha.hexdigest()
+
+
+def _state(model: nn.Module) -> dict[str, Tensor]:
+    """The state dict on the CPU, contiguous."""
+    state = {}
+    for name, tensor in model.state_dict().items():
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"state {name!r} is a {type(tensor).__name__}; only tensors can be saved")
+        if tensor.is_meta:
+            raise ValueError(f"state {name!r} is on the meta device and holds no data")
+        if tensor.dtype not in _DTYPES or tensor.layout != torch.strided:
+            raise TypeError(f"state {name!r} is {tensor.dtype}, {tensor.layout}, which can't be saved")
+        state[name] = tensor.detach().cpu().contiguous()
+    return state
+
+
+def _create(folder: int, name: str) -> tuple[int, bool]:
+    """(descriptor, whether it has no name yet): a new file that needs a name only once it is whole, so that nothing
+    stays behind even if the process is killed; or `name` where the file system can't do that."""
+    with contextlib.suppress(AttributeError, OSError):
+        return os.open(".", os.O_TMPFILE | os.O_WRONLY, 0o666, dir_fd=folder), True
+    return os.open(name, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666, dir_fd=folder), False
+
+
+@contextlib.contextmanager
+def _replacing(path: Path) -> Iterator[BinaryIO]:
+    """A file to write, which takes the place of `path` once it is whole and on the disk."""
+    temporary = f".{path.name}.{secrets.token_hex(8)}.tmp"
+    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        descriptor, unnamed = _create(folder, temporary)
+        with os.fdopen(descriptor, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+            if unnamed:  # given a src_dir_fd, os.link follows the symbolic link that /proc has
+                os.link(f"/proc/self/fd/{descriptor}", temporary, src_dir_fd=folder, dst_dir_fd=folder)
+        os.replace(temporary, path.name, src_dir_fd=folder, dst_dir_fd=folder)
+        os.fsync(folder)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary, dir_fd=folder)
+        raise
+    finally:
+        os.close(folder)
+
+
+def _header(stored: dict[str, Tensor], metadata: dict[str, str]) -> bytes:
+    header: dict[str, Any] = {"__metadata__": metadata}
+    offset = 0
+    for name, tensor in stored.items():
+        end = offset + tensor.numel() * tensor.element_size()
+        entry = {"dtype": _DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [offset, end]}
+        header[name] = entry
+        offset = end
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
+
+
+def save_model(model: nn.Module, path: str | os.PathLike[str]) -> None:
+    """Write the model's state dict and its conversions to one file, atomically: if this raises or the process is
+    killed, the previous file is as it was and no other is left.
+
+    Args:
+        model: any module, converted or not, on any device.
+        path: the file; its folder must exist. A symbolic link is followed.
+
+    Raises:
+        TypeError: the state dict holds something else than plain tensors.
+        ValueError: a tensor is on the meta device.
+        OSError: the file can't be written.
+    """
+    target = Path(os.path.realpath(path))
+    plan, state = describe(model), _state(model)
+    manifest: dict[str, Any] = {"plan": plan, "tensors": {}}
+    first: dict[str, str] = {}  # digest -> the name it is stored under
+    for name, tensor in state.items():
+        digest = _digest(tensor)
+        manifest["tensors"][name] = [first.setdefault(digest, name), digest]
+    # The largest alignment first, so that every tensor is aligned.
+    names = sorted(first.values(), key=lambda name: -state[name].element_size())
+    stored = {name: state[name] for name in names}
+    text = json.dumps(manifest, sort_keys=True, allow_nan=False)
+    metadata = {"format": FORMAT, "version": VERSION, "manifest": text, "checksum": _checksum(text)}
+    with _replacing(target) as file:
+        file.write(_header(stored, metadata))
+        for tensor in stored.values():
+            file.write(_bytes(tensor))
+
+
+def _checksum(manifest: str) -> str:
+    return hashlib.sha256(f"{FORMAT} {VERSION} {manifest}".encode()).hexdigest()
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ValueError(message)
+
+
+def _some(names: set[str]) -> str:
+    shown = sorted(names)[:5]
+    return ", ".join(shown) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+
+
+def _manifest(metadata: dict[str, str] | None) -> dict[str, Any]:
+    metadata = metadata or {}
+    _require(metadata.get("format") == FORMAT, f"it was not written by save_model (format {metadata.get('format')!r})")
+    version = metadata.get("version")
+    _require(version == VERSION, f"its version is {version!r}, this release reads version {VERSION!r}")
+    text = metadata.get("manifest", "")
+    _require(metadata.get("checksum") == _checksum(text), "its manifest is damaged (wrong checksum)")
+    manifest = json.loads(text)
+    valid = (
+        isinstance(manifest, dict) and set(manifest) == {"plan", "tensors"} and isinstance(manifest["tensors"], dict)
+    )
+    _require(valid, "its manifest is malformed")
+    return dict(manifest)
+
+
+def _read(path: Path) -> tuple[list[Any], dict[str, Tensor], dict[str, str]]:
+    """(plan, tensors, their digests) of a file, with all that can be told without a model checked."""
+    with safe_open(path, framework="pt") as file:
+        manifest = _manifest(file.metadata())
+        held, wanted, digests = set(file.keys()), {}, {}
+        for name, entry in manifest["tensors"].items():
+            shaped = isinstance(entry, list) and len(entry) == 2 and all(isinstance(part, str) for part in entry)
+            _require(shaped, f"its manifest is malformed at {name!r}")
+            wanted[name], digests[name] = entry
+        missing, extra = set(wanted.values()) - held, held - set(wanted.values())
+        _require(not missing, f"it lacks the tensors {_some(missing)}")
+        _require(not extra, f"it has unexpected tensors: {_some(extra)}")
+        stored = {name: file.get_tensor(name) for name in held}
+    found = {name: _digest(tensor) if tensor.dtype in _DTYPES else "" for name, tensor in stored.items()}
+    for name, source in wanted.items():
+        _require(found[source] == digests[name], f"tensor {source!r} is damaged (wrong checksum)")
+    return manifest["plan"], {name: stored[source] for name, source in wanted.items()}, digests
+
+
+def _check_fit(expected: dict[str, Tensor], tensors: dict[str, Tensor], digests: dict[str, str]) -> None:
+    missing, extra = set(expected) - set(tensors), set(tensors) - set(expected)
+    _require(not missing, f"it lacks tensors of the model: {_some(missing)}")
+    _require(not extra, f"it has tensors that the model has not: {_some(extra)}")
+    shared: dict[tuple[object, ...], str] = {}
+    for name, target in expected.items():
+        _require(not target.is_meta, f"the model's {name} is on the meta device: call model.to_empty(device=...) first")
+        have, want = (f"{t.dtype} {list(t.shape)}" for t in (tensors[name], target))
+        _require(have == want, f"{name} is {have} in the file and {want} in the model")
+        if target.numel():
+            place = (target.device, target.data_ptr(), tuple(target.shape), target.stride())
+            other = shared.setdefault(place, name)
+            same = digests[other] == digests[name]
+            _require(same, f"{other} and {name} are one tensor in the model and two different ones in the file")
+
+
+def _fill(model: nn.Module, new: dict[str, nn.Module], tensors: dict[str, Tensor], digests: dict[str, str]) -> None:
+    expected = model.state_dict()
+    _check_fit(expected, tensors, digests)
+    for fqn, layer in new.items():  # these can be tried without touching the model
+        own = {name.removeprefix(fqn + "."): t for name, t in tensors.items() if name.startswith(fqn + ".")}
+        try:
+            layer.load_state_dict(own)
+        except RuntimeError as error:
+            raise ValueError(str(error)) from error
+    before = [(tensor, tensor.detach().clone()) for tensor in (*model.parameters(), *model.buffers())]
+    state = type(expected)(tensors)
+    state._metadata = getattr(expected, "_metadata", None)  # type: ignore[attr-defined]
+    try:
+        model.load_state_dict(state, strict=True)
+    except BaseException as error:
+        with torch.no_grad():
+            for tensor, value in before:
+                tensor.copy_(value)
+        if isinstance(error, RuntimeError):
+            raise ValueError(str(error)) from error
+        raise
+
+
+def load_model(fresh_model: Model, path: str | os.PathLike[str]) -> Model:
+    """Convert a model, in place, to the form in which `path` holds it, and load its tensors. Outputs are then equal to
+    the saved model's bit for bit (same machine, threads and mode; train or eval mode is not part of the file).
+
+    Args:
+        fresh_model: the model as its own code builds it, in the dtype it was saved in.
+        path: a file written by :func:`save_model`.
+
+    Returns:
+        fresh_model; if anything raises it is as it was.
+
+    Raises:
+        ValueError: the file is damaged, foreign, of another version, or does not fit the model; the message names the
+            file and what is wrong.
+        OSError: the file can't be read.
+    """
+    survey = Survey(fresh_model)
+    with contextlib.ExitStack() as stack:
+        try:
+            with open(path, "rb"):  # OSErrors as such, before they are taken for damage
+                pass
+            plan, tensors, digests = _read(Path(path))
+            changes, new = replay(survey, plan)
+            changes.apply(fresh_model)
+            stack.callback(changes.revert)
+            _fill(fresh_model, new, tensors, digests)
+        except (ValueError, SafetensorError, OverflowError, RecursionError) as error:
+            raise ValueError(f"{os.fspath(path)!r} can't be loaded: {error}") from error
+        stack.pop_all()
+    return fresh_model

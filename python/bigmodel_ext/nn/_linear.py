@@ -1,0 +1,101 @@
+"""What the compressed linear layers share: nn.Linear's attributes without its dense weight."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from bigmodel_ext._ops import INT8_MAX_K
+
+Layer = TypeVar("Layer", bound="CompressedLinear")
+
+
+def require_linear(linear: nn.Linear, name: str = "linear") -> None:
+    if not isinstance(linear, nn.Linear):
+        raise TypeError(f"{name} must be an nn.Linear, got {type(linear).__name__}")
+
+
+def require_int8_exact(linear: nn.Linear) -> None:
+    if linear.in_features > INT8_MAX_K:
+        raise ValueError(f"in_features must be at most {INT8_MAX_K} for an exact int32 sum, got {linear.in_features}")
+
+
+def pruned(weight: Tensor, mask: Tensor | None) -> Tensor:
+    """weight, with 0 where mask is False."""
+    if mask is None:
+        return weight
+    if mask.shape != weight.shape or mask.dtype != torch.bool:
+        raise ValueError(f"mask must be bool {list(weight.shape)}, got {mask.dtype} {list(mask.shape)}")
+    return torch.where(mask, weight, 0.0)
+
+
+class CompressedLinear(nn.Linear):
+    """An nn.Linear whose weight is stored in another form. Subclasses register their tensors after this constructor."""
+
+    float_buffers: tuple[str, ...] = ()  # buffers that stay float32 whatever the model is cast to
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        nn.Module.__init__(self)
+        self.in_features, self.out_features = in_features, out_features
+        if bias:
+            self.bias = nn.Parameter(torch.zeros(out_features, device=device, dtype=dtype))
+        else:
+            self.register_parameter("bias", None)
+
+    @classmethod
+    def _like(cls: type[Layer], linear: nn.Linear, **kwargs: Any) -> Layer:
+        """An unfilled layer of linear's shape, in its mode, that takes over its bias (the same Parameter)."""
+        layer = cls(linear.in_features, linear.out_features, bias=False, device=linear.weight.device, **kwargs)
+        layer.bias = linear.bias
+        return layer.train(linear.training)
+
+    @property
+    def float_dtype(self) -> torch.dtype:
+        """The dtype this layer is meant to compute in: its bias's, or float32."""
+        return torch.float32 if self.bias is None else self.bias.dtype
+
+    def to_dense(self) -> nn.Linear:
+        """An nn.Linear with the stored weights, in this layer's mode; its bias is a copy."""
+        weight = self.weight.detach()
+        shape = (self.in_features, self.out_features)
+        linear = nn.Linear(*shape, bias=self.bias is not None, device=weight.device, dtype=weight.dtype)
+        with torch.no_grad():
+            linear.weight.copy_(weight)
+            if self.bias is not None:
+                linear.bias.copy_(self.bias)
+        return linear.train(self.training)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        # Casts leave integer tensors alone, so the float32 buffers go through them as integers.
+        for name in self.float_buffers:
+            self._buffers[name] = _as(self._buffers[name], torch.int32)
+        try:
+            return super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        finally:
+            for name in self.float_buffers:
+                self._buffers[name] = _as(self._buffers[name], torch.float32)
+
+    def _keep_float32(self) -> None:
+        """After load_state_dict(assign=True), which may bring any dtype."""
+        for name in self.float_buffers:
+            buffer = self._buffers[name]
+            if buffer is not None:
+                self._buffers[name] = buffer.float()
+
+    def extra_repr(self) -> str:
+        return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
+
+
+def _as(buffer: Tensor | None, dtype: torch.dtype) -> Tensor:
+    assert buffer is not None
+    return buffer.view(dtype)

@@ -1,0 +1,91 @@
+"""SparseLinear: stores, multiplies and trains only some of the weights."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from bigmodel_ext import functional
+from bigmodel_ext.formats import csr
+from bigmodel_ext.nn._linear import require_linear
+from bigmodel_ext.nn._pattern import PatternLinear
+
+LAYOUTS = ("auto", "panel_csr")
+
+
+class SparseLinear(PatternLinear):
+    """``y = x @ W.T + bias`` with W [N,K] in panel-CSR (see ``formats.csr``).
+
+    ``values`` [nnz] is a Parameter: training moves the stored weights and keeps the pattern. ``crow`` int32 and ``col``
+    uint8 are buffers. About five bytes per stored float32 weight. A state dict with another number of stored weights
+    can be loaded (values are resized: do so before an optimizer is made).
+
+    x: [..., K] in values' dtype, or bfloat16/float16 with float32 values; the result is [..., N] in x's dtype.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        panel: int = csr.PANEL,
+    ) -> None:
+        super().__init__(in_features, out_features, bias, device, dtype)
+        self.values = nn.Parameter(torch.empty(0, device=device, dtype=dtype))
+        self._register_pattern(panel, device)
+
+    @classmethod
+    def from_dense(cls, linear: nn.Linear, mask: Tensor | None = None, layout: str = "auto") -> SparseLinear:
+        """Keep the weights where mask (bool [N,K], default: weight != 0) is True. linear is not changed; its bias is
+        shared.
+
+        Raises:
+            TypeError: linear is not an nn.Linear.
+            ValueError: layout is unknown, or mask is not bool [N,K].
+        """
+        require_linear(linear)
+        if layout not in LAYOUTS:
+            raise ValueError(f"layout must be one of {', '.join(LAYOUTS)}, got {layout!r}")
+        layer: SparseLinear = cls._like(linear)
+        values, layer.crow, layer.col = csr.pack(linear.weight.detach(), mask, layer.panel)
+        layer.values = nn.Parameter(values, requires_grad=linear.weight.requires_grad)
+        return layer
+
+    @property
+    def nnz(self) -> int:
+        """How many weights are stored."""
+        return self.col.shape[0]
+
+    @property
+    def weight(self) -> Tensor:  # type: ignore[override]
+        """W dense [N,K], computed on each access; assigning into it changes nothing, gradients reach ``values``."""
+        return csr.unpack(self.values, self.crow, self.col, self.out_features, self.in_features, self.panel)
+
+    def reset_parameters(self) -> None:
+        """Zero the stored weights and the bias; the pattern stays."""
+        with torch.no_grad():
+            for tensor in self.parameters():
+                tensor.zero_()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.sparse_linear(
+            x, self.values, self.crow, self.col, self.bias, out_features=self.out_features, panel=self.panel
+        )
+
+    @property
+    def columns(self) -> int:
+        """K."""
+        return self.in_features
+
+    def resize(self, stored: int) -> None:
+        """Make room for another number of stored weights (the same Parameter); what they hold is undefined."""
+        self.values.data = self.values.data.new_empty(stored)
+        self.values.grad = None
+        self.col = self.col.new_empty(stored)
+
+    def _invalid_values(self, values: Tensor) -> str | None:
+        fits = values.dim() == 1 and values.is_floating_point()
+        return None if fits else f"values must be floating point [nnz], got {values.dtype} {list(values.shape)}"
