@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as tF
 from bigmodel_ext import _reference
 from bigmodel_ext import functional as F
-from bigmodel_ext.formats import block, csr
+from bigmodel_ext.formats import block, csr, int8
 from harness import Case, run
 
 ROUNDS = 11
@@ -77,7 +77,9 @@ def training_cases() -> Iterator[Case]:
         def torchs(x=x, dense=dense, grad=grad):
             return torch.autograd.grad(tF.linear(x, dense), (x, dense), grad)
 
-        def verify(ours=ours, torchs=torchs, mask=dense.detach() != 0, panel=panel):
+        mask = dense.detach() != 0
+
+        def verify(ours=ours, torchs=torchs, mask=mask, panel=panel):
             (dx, dvalues), (dx_dense, dense_gradient) = ours(), torchs()
             close(dx, dx_dense)
             close(dvalues, csr.pack(dense_gradient, mask, panel)[0])
@@ -103,10 +105,14 @@ def int8_cases() -> Iterator[Case]:
             def verify(args=args, ours=ours, panel=panel):
                 assert torch.equal(ours(), _reference.int8_sparse_linear(*args, panel)), "differs from the reference"
 
+            candidates = {
+                "int8_sparse_linear": ours,
+                "F.linear": lambda x=x, w=dense, b=bias: tF.linear(x, w, b),
+                "int8_linear": lambda x=x, w=int8.pack(weight), s=scale, b=bias: F.int8_linear(x, w, s, b),
+            }
             yield Case(
-                "int8_sparse_linear", f"M{m} N{n} K{k} 1x4 {sparsity:.0%}",
-                {"int8_sparse_linear": ours, "F.linear": lambda x=x, w=dense, b=bias: tF.linear(x, w, b)},
-                verify, operations=2 * m * n * k, bytes=5 * col.numel() if m == 1 else 0,
+                "int8_sparse_linear", f"M{m} N{n} K{k} 1x4 {sparsity:.0%}", candidates, verify,
+                operations=2 * m * n * k, bytes=5 * col.numel() if m == 1 else 0,
                 extra={"stored_operations": 2 * m * values.numel(), "panel": panel},
             )  # fmt: skip
 
@@ -125,13 +131,13 @@ def overhead_cases() -> Iterator[Case]:
         lambda: close(sparse(), tF.linear(x, weight, bias)),
     )
     scale = weight[0].abs()
-    int8 = lambda: F.int8_sparse_linear(x, values, crow, col, scale, row_sum, bias, panel=128)  # noqa: E731
+    int8_sparse = lambda: F.int8_sparse_linear(x, values, crow, col, scale, row_sum, bias, panel=128)  # noqa: E731
     expected = _reference.int8_sparse_linear(x, values, crow, col, scale, row_sum, bias, block.PANEL)
 
     def verify() -> None:
-        assert torch.equal(int8(), expected), "differs from the reference"
+        assert torch.equal(int8_sparse(), expected), "differs from the reference"
 
-    yield Case("int8_sparse_linear", "overhead 1x16", {"int8_sparse_linear": int8, **torchs}, verify)
+    yield Case("int8_sparse_linear", "overhead 1x16", {"int8_sparse_linear": int8_sparse, **torchs}, verify)
 
 
 def print_real(rows: list[dict[str, object]]) -> None:

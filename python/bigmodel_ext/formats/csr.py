@@ -19,9 +19,9 @@ PANEL = 128
 
 
 def panel_for(density: float) -> int:
-    """The fastest panel for a share of stored entries: 128 columns of activations fit the first-level cache, but when few
-    entries are stored, longer rows save more than the cache loses."""
-    return 256 if density <= 0.1 else PANEL
+    """The fastest panel for a share of stored entries: 128 columns of activations fit the first-level cache, but where
+    few entries are stored, longer rows save more than the cache loses."""
+    return 256 if density <= 0.11 else PANEL
 
 
 def pack(weight: Tensor, mask: Tensor | None = None, panel: int = PANEL) -> tuple[Tensor, Tensor, Tensor]:
