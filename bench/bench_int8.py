@@ -4,6 +4,7 @@ and int8 layers. Run: ``python -m bench.bench_int8 [--threads N]``."""
 from __future__ import annotations
 
 import argparse
+import warnings
 from collections.abc import Callable, Iterator
 
 import torch
@@ -83,6 +84,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=21)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
+    warnings.filterwarnings("ignore", message="torch.quantize_per_tensor")  # deprecated, but what these peers need
     for engine in ENGINES:
         if engine not in torch.backends.quantized.supported_engines:
             print(f"torch {engine} left out: this torch has no such engine")

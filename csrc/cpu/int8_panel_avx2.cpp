@@ -36,8 +36,10 @@ void tile(const uint16_t* a16, int64_t a_stride, const int8_t* b, int64_t groups
       std::memcpy(&group, a16 + r * a_stride, 8);
       const __m256i activations = _mm256_set1_epi64x(group);
 #pragma GCC unroll 8
-      for (int c = 0; c < kVectors; ++c)
+      for (int c = 0; c < kVectors; ++c) {
         acc[r][c] = _mm256_add_epi32(acc[r][c], _mm256_madd_epi16(activations, weights[c]));
+        __asm__ volatile("" : "+x"(acc[r][c]));  // keeps GCC from doing every product first and spilling
+      }
     }
   }
 #pragma GCC unroll 8
