@@ -64,6 +64,18 @@ def test_int8_is_one_byte_a_weight():
     assert resident <= 1.01 * 1024 * 512 + 4 * 512
 
 
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+@pytest.mark.parametrize("kind", LINEARS)
+def test_an_input_of_another_width_is_refused(kind, device):
+    layer = LINEARS[kind]().to(device)
+    for shape in ((5, IN + 1), (5, IN - 1), (IN, 1), (0,), ()):
+        with pytest.raises(
+            ValueError,
+            match=rf"x must have {IN} features in its last dimension, got shape \[{shape[0] if shape else ''}",
+        ):
+            layer(torch.zeros(shape, device=device))
+
+
 def test_int8_output():
     layer, x = LINEARS["int8"](), torch.randn(9, IN)
     assert torch.equal(layer(x), bm.functional.int8_linear(x, layer.weight_q, layer.weight_scale, layer.bias))
