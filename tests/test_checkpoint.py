@@ -234,18 +234,19 @@ def _umask():
     return mask
 
 
-class TestDamage:
-    @pytest.fixture(scope="class")
-    def small(self, tmp_path_factory):
-        torch.manual_seed(0)
-        path = tmp_path_factory.mktemp("small") / "m"
-        model = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Dropout(0.1), nn.Linear(5, 4)).eval()
-        bm.fuse_dropout_(model)
-        bm.sparsify_(model, bm.UnstructuredSparseWeightConfig(0.5), lambda m, fqn: fqn == "0")
-        bm.quantize_(model, bm.Int8DynamicActivationInt8WeightConfig())
-        bm.save_model(model, path)
-        return path.read_bytes()
+@pytest.fixture(scope="module")
+def small(self, tmp_path_factory):
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("small") / "m"
+    model = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Dropout(0.1), nn.Linear(5, 4)).eval()
+    bm.fuse_dropout_(model)
+    bm.sparsify_(model, bm.UnstructuredSparseWeightConfig(0.5), lambda m, fqn: fqn == "0")
+    bm.quantize_(model, bm.Int8DynamicActivationInt8WeightConfig())
+    bm.save_model(model, path)
+    return path.read_bytes()
 
+
+class TestDamage:
     @staticmethod
     def fresh():
         return nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Dropout(0.1), nn.Linear(5, 4)).eval()
@@ -266,7 +267,9 @@ class TestDamage:
         (tmp_path / "m").write_bytes(small)
         bm.load_model(self.fresh(), tmp_path / "m")
 
-    @pytest.mark.parametrize("flip", [0x01, 0x20, 0x80, 0xFF])
+    @pytest.mark.parametrize(
+        "flip", [0x01, 0x20, *(pytest.param(mask, marks=pytest.mark.long) for mask in (0x02, 0x10, 0x80, 0xFF))]
+    )
     def test_every_byte_flipped(self, small, tmp_path, flip):
         def variants():
             for i in range(len(small)):

@@ -303,7 +303,7 @@ class TestFusedDropout:
 
     @pytest.mark.parametrize("residual", [True, False])
     @pytest.mark.parametrize("features", [None, 33])
-    @pytest.mark.parametrize("activation", bm.functional._ops.ACTIVATIONS)
+    @pytest.mark.parametrize("activation", bm.functional.ACTIVATIONS)
     def test_formula(self, activation, features, residual):
         layer = bm.nn.FusedDropout(0.25, activation, features)
         if features:

@@ -26,7 +26,9 @@ class Candidate:
     backend: str
     run: Callable[..., Any]
     refusal: Callable[..., str | None] = never  # why these arguments can't be taken, or None
-    late: bool = False  # `run` returns NotImplemented for what `refusal` refuses, so that asking first costs no call time
+    late: bool = (
+        False  # `run` returns NotImplemented for what `refusal` refuses, so that asking first costs no call time
+    )
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import cast
+from collections.abc import Callable
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -156,8 +157,9 @@ def activate(x: Tensor, activation: str) -> Tensor:
 
 def activation_slope(z: Tensor, activation: str) -> Tensor:
     """The derivative, by torch's own backward ops: they need no autograd, which is off inside an op."""
-    one, aten = torch.ones_like(z), torch.ops.aten
-    slopes = {
+    one = torch.ones_like(z)
+    aten: Any = torch.ops.aten
+    slopes: dict[str, Callable[[], Any]] = {
         "none": lambda: one,
         "relu": lambda: aten.threshold_backward(one, z, 0),
         "leaky_relu": lambda: aten.leaky_relu_backward(one, z, 0.01, False),

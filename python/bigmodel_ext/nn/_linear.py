@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from bigmodel_ext._ops import INT8_MAX_K
+from bigmodel_ext.functional import INT8_MAX_K
 
 Layer = TypeVar("Layer", bound="CompressedLinear")
 
