@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -153,6 +155,23 @@ def activate(x: Tensor, activation: str) -> Tensor:
     return getattr(owner, activation)(x)
 
 
+def activation_slope(z: Tensor, activation: str) -> Tensor:
+    """The derivative, by torch's own backward ops: they need no autograd, which is off inside an op."""
+    one = torch.ones_like(z)
+    aten: Any = torch.ops.aten
+    slopes: dict[str, Callable[[], Any]] = {
+        "none": lambda: one,
+        "relu": lambda: aten.threshold_backward(one, z, 0),
+        "leaky_relu": lambda: aten.leaky_relu_backward(one, z, 0.01, False),
+        "gelu": lambda: aten.gelu_backward(one, z),
+        "silu": lambda: aten.silu_backward(one, z),
+        "sigmoid": lambda: aten.sigmoid_backward(one, z.sigmoid()),
+        "tanh": lambda: aten.tanh_backward(one, z.tanh()),
+        "softplus": lambda: aten.softplus_backward(one, z, 1, 20),
+    }
+    return cast(Tensor, slopes[activation]())
+
+
 def _keep(x: Tensor, seed: Tensor | None, p: float) -> Tensor:
     if seed is None:
         return torch.ones_like(x, dtype=torch.bool)
@@ -172,7 +191,5 @@ def fused_dropout_backward(
     grad: Tensor, x: Tensor, bias: Tensor | None, seed: Tensor | None, p: float, activation: str
 ) -> Tensor:
     wide = torch.promote_types(x.dtype, torch.float32)
-    with torch.enable_grad():
-        z = (x.to(wide) if bias is None else x.to(wide) + bias).detach().requires_grad_()
-        (slope,) = torch.autograd.grad(activate(z, activation).sum(), z)
+    slope = activation_slope(x.to(wide) if bias is None else (x.to(wide) + bias).to(wide), activation)
     return torch.where(_keep(x, seed, p), grad.to(wide) * slope * dropout_scale(p), 0.0).to(x.dtype)

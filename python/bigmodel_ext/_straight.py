@@ -41,6 +41,8 @@ def _why_not(function: types.FunctionType, module: nn.Module, seen: set[types.Co
             return f"{function.__qualname__} branches or loops"
         if step.opname.startswith(("STORE_ATTR", "STORE_GLOBAL", "STORE_SUBSCR", "DELETE", "IMPORT")):
             return f"{function.__qualname__} has side effects"
+        if step.opname.startswith("INPLACE_") or (step.opname == "BINARY_OP" and step.argrepr.endswith("=")):
+            return f"{function.__qualname__} changes a tensor in place"  # a proxy would make a new one
         if step.opname == "LOAD_GLOBAL" and step.argval not in function.__globals__:
             return f"{function.__qualname__} calls {step.argval}"
     for name in code.co_names:

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 
 from bigmodel_ext import _autograd, _dispatch, _ops  # noqa: F401  (registers the ops)
+from bigmodel_ext._ops import ACTIVATIONS as ACTIVATIONS
+from bigmodel_ext._ops import INT8_MAX_K as INT8_MAX_K
 from bigmodel_ext.backends import cpu, cuda  # noqa: F401
 
 _int8_linear = torch.ops.bigmodel_ext.int8_linear.default

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from bigmodel_ext._ops import INT8_MAX_K
+from bigmodel_ext.functional import INT8_MAX_K
 
 Layer = TypeVar("Layer", bound="CompressedLinear")
 
@@ -63,6 +63,13 @@ class CompressedLinear(nn.Linear):
     def float_dtype(self) -> torch.dtype:
         """The dtype this layer is meant to compute in: its bias's, or float32."""
         return torch.float32 if self.bias is None else self.bias.dtype
+
+    def _require_features(self, x: Tensor) -> None:
+        """The ops know in_features only rounded up to their tiles."""
+        if x.shape[-1:] != (self.in_features,):
+            raise ValueError(
+                f"x must have {self.in_features} features in its last dimension, got shape {list(x.shape)}"
+            )
 
     def to_dense(self) -> nn.Linear:
         """An nn.Linear with the stored weights, in this layer's mode; its bias is a copy."""

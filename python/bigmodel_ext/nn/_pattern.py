@@ -60,9 +60,14 @@ class PatternLinear(CompressedLinear):
         super()._load_from_state_dict(
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )
-        if problem is not None:
+        if problem is None:
+            self._pattern_loaded()
+        else:
             missing_keys[:] = [key for key in missing_keys if key not in present]
         self._keep_float32()
+
+    def _pattern_loaded(self) -> None:
+        """Derive what depends on values and pattern."""
 
     def _prepare(self, values: Tensor, crow: Tensor, col: Tensor) -> str | None:
         """Check what is to be loaded and make room for it."""

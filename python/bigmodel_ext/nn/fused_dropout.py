@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from bigmodel_ext import functional
-from bigmodel_ext._ops import ACTIVATIONS
+from bigmodel_ext.functional import ACTIVATIONS
 
 
 class FusedDropout(nn.Dropout):

@@ -72,6 +72,7 @@ class Int8Linear(CompressedLinear):
                 tensor.zero_()
 
     def forward(self, x: Tensor) -> Tensor:
+        self._require_features(x)
         return functional.int8_linear(x, self.packed, self.weight_scale, self.bias)
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
@@ -82,6 +80,7 @@ class Int8SparseLinear(PatternLinear):
                 tensor.zero_()
 
     def forward(self, x: Tensor) -> Tensor:
+        self._require_features(x)
         return functional.int8_sparse_linear(
             x, self.values, self.crow, self.col, self.weight_scale, self.row_sum, self.bias, panel=self.panel
         )
@@ -99,7 +98,6 @@ class Int8SparseLinear(PatternLinear):
         fits = values.dtype == torch.int8 and values.dim() == 2 and values.shape[1] == 4
         return None if fits else f"values must be torch.int8 [blocks, 4], got {values.dtype} {list(values.shape)}"
 
-    def _load_from_state_dict(self, *args: Any) -> None:
-        super()._load_from_state_dict(*args)
+    def _pattern_loaded(self) -> None:
         if not self.values.is_meta:
             self.row_sum = self.weight_q.sum(1, dtype=torch.int32)

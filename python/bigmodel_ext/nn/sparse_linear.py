@@ -71,6 +71,7 @@ class SparseLinear(PatternLinear):
                 tensor.zero_()
 
     def forward(self, x: Tensor) -> Tensor:
+        self._require_features(x)
         return functional.sparse_linear(
             x, self.values, self.crow, self.col, self.bias, out_features=self.out_features, panel=self.panel
         )

@@ -1,0 +1,357 @@
+import copy
+import dataclasses
+
+import bigmodel_ext as bm
+import pytest
+import torch
+from bigmodel_ext import convert
+from layers import Mlp, convert_all, network
+from torch import nn
+from torch.nn.utils import prune
+
+INT8 = bm.Int8DynamicActivationInt8WeightConfig()
+SPARSE = bm.UnstructuredSparseWeightConfig(0.5)
+BLOCKS = bm.Int8BlockSparseWeightConfig(0.5)
+CONVERSIONS = {
+    "quantize": (lambda m, f=None: bm.quantize_(m, INT8, f), bm.nn.Int8Linear),
+    "sparsify": (lambda m, f=None: bm.sparsify_(m, SPARSE, f), bm.nn.SparseLinear),
+    "int8 blocks": (lambda m, f=None: bm.sparsify_(m, BLOCKS, f), bm.nn.Int8SparseLinear),
+}
+
+
+@pytest.fixture(params=CONVERSIONS)
+def conversion(request):
+    return CONVERSIONS[request.param]
+
+
+def types(model):
+    return {fqn: type(m) for fqn, m in model.named_modules()}
+
+
+def identities(model):
+    """Everything that a failed conversion must leave alone."""
+    modules = {fqn: (id(m), type(m)) for fqn, m in model.named_modules(remove_duplicate=False)}
+    state = {name: (id(t), t.detach().clone()) for name, t in model.named_parameters(remove_duplicate=False)}
+    flags = [getattr(m, "activation_relu_or_gelu", None) for m in model.modules()]
+    return modules, {n: i for n, (i, _) in state.items()}, flags, {n: t for n, (_, t) in state.items()}
+
+
+def assert_unchanged(model, before):
+    after = identities(model)
+    assert after[:3] == before[:3]
+    for name, value in before[3].items():
+        assert torch.equal(after[3][name], value), name
+
+
+class TestWhatIsConverted:
+    def test_all_and_in_place(self, conversion):
+        convert_, cls = conversion
+        model = network()
+        root = model[0]
+        assert convert_(model) is model
+        assert model[0] is root
+        converted = {fqn for fqn, kind in types(model).items() if kind is cls}
+        assert converted == {"0.0", "0.3", "1.fc1", "1.fc2", "2.linear1", "2.linear2", "4"}
+        assert not model[4].training
+        assert model(torch.randn(2, 7, 24)).isfinite().all()
+
+    def test_filter_gets_module_and_name(self, conversion):
+        convert_, cls = conversion
+        model, seen = network(), {}
+
+        def choose(module, fqn):
+            seen[fqn] = module
+            return fqn == "4"
+
+        originals = dict(model.named_modules())
+        convert_(model, choose)
+        assert [fqn for fqn, kind in types(model).items() if kind is cls] == ["4"]
+        assert all(originals[fqn] is module for fqn, module in seen.items())
+        assert "1.fc1" in seen
+
+    def test_a_shared_module_is_converted_once(self, conversion):
+        convert_, cls = conversion
+        shared = nn.Linear(8, 8)
+        model = nn.Sequential(shared, nn.ReLU(), nn.ModuleDict({"again": shared})["again"], nn.Sequential(shared))
+        calls = []
+        convert_(model, lambda m, fqn: calls.append(fqn) is None)
+        assert type(model[0]) is cls
+        assert model[0] is model[2] is model[3][0]
+        assert calls == ["0"]
+
+    def test_tied_weights_stay_tied(self, conversion):
+        convert_, cls = conversion
+
+        class Tied(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.embed, self.body, self.head = nn.Embedding(9, 8), nn.Linear(8, 8), nn.Linear(8, 9, bias=False)
+                self.head.weight = self.embed.weight
+
+        model = Tied()
+        convert_(model)
+        assert type(model.body) is cls
+        assert model.head.weight is model.embed.weight
+        rows = {row.fqn: row for row in bm.explain(model, batch=1).layers}
+        assert rows["head"].reason == "it shares a parameter with other modules (embed.weight, head.weight)"
+
+    def test_what_stays_dense_and_why(self, conversion):
+        convert_, _ = conversion
+
+        class MyLinear(nn.Linear):
+            pass
+
+        hooked, pruned = nn.Linear(8, 8), nn.Linear(8, 8)
+        hooked.register_forward_hook(lambda *a: None)
+        prune.random_unstructured(pruned, "weight", 0.5)
+        left = {
+            "mine": (MyLinear(8, 8), "MyLinear is a subclass of nn.Linear"),
+            "hooked": (hooked, "it has hooks, which a replacement would lose"),
+            "pruned": (pruned, "it has hooks, which a replacement would lose"),
+            "wide": (nn.Linear(8, 8).double(), "its weight is float64"),
+            "normed": (nn.utils.parametrizations.weight_norm(nn.Linear(8, 8)), "ParametrizedLinear is a subclass"),
+        }
+        model = nn.ModuleDict({name: module for name, (module, _) in left.items()})
+        model["attention"] = nn.MultiheadAttention(8, 2)
+        model["fine"] = nn.Linear(8, 8)
+        before = {name: id(module) for name, module in model.items() if name != "fine"}
+        convert_(model)
+        assert {name: id(module) for name, module in model.items() if name != "fine"} == before
+        rows = {row.fqn: row for row in bm.explain(model, batch=1).layers}
+        for name, (_, reason) in left.items():
+            assert rows[name].reason.startswith(reason), name
+            assert not rows[name].converted
+        assert rows["attention.out_proj"].reason == "nn.MultiheadAttention reads its weight without calling it"
+        assert rows["fine"].converted
+
+    def test_converting_again_changes_nothing(self, conversion, recwarn):
+        convert_, _ = conversion
+        model = convert_(network())
+        before = identities(model)
+        convert_(model)
+        assert_unchanged(model, before)
+        assert not [w for w in recwarn if "no layer was converted" in str(w.message)]
+
+    def test_nothing_to_convert_warns(self, conversion):
+        convert_, _ = conversion
+        with pytest.warns(UserWarning, match="no layer was converted: the model has no nn.Linear"):
+            convert_(nn.Sequential(nn.ReLU()))
+        with pytest.warns(UserWarning, match="filter_fn chose none"):
+            convert_(network(), lambda m, fqn: False)
+        with pytest.warns(UserWarning, match="0: its weight is float64"):
+            convert_(nn.Sequential(nn.Linear(2, 2).double()))
+
+
+class TestSparsity:
+    @pytest.mark.parametrize("sparsity", [0.0, 0.3, 0.5, 0.9, 0.999])
+    def test_the_smallest_go(self, sparsity):
+        weight = torch.randn(30, 50)
+        mask = convert.magnitude_mask(weight, sparsity)
+        assert int(mask.sum()) == 1500 - round(sparsity * 1500)
+        if sparsity > 0:
+            assert weight[mask].abs().min() >= weight[~mask].abs().max()
+        model = bm.sparsify_(nn.Sequential(nn.Linear(50, 30)), bm.UnstructuredSparseWeightConfig(sparsity))
+        assert model[0].nnz == 1500 - round(sparsity * 1500)
+
+    def test_equal_weights_are_cut_at_the_exact_count(self):
+        assert int(convert.magnitude_mask(torch.ones(10, 10), 0.37).sum()) == 63
+
+    @pytest.mark.parametrize("k", [48, 50])
+    def test_the_smallest_blocks_go(self, k):
+        weight = torch.randn(30, k)
+        mask, blocks = convert.block_mask(weight, 0.6), -(-k // 4)
+        assert mask.shape == weight.shape
+        groups = nn.functional.pad(mask, (0, -k % 4), value=True).view(30, blocks, 4)
+        energy = nn.functional.pad(weight, (0, -k % 4)).view(30, blocks, 4).square().sum(-1)
+        kept = groups[..., 0]
+        assert torch.equal(groups.all(-1), groups.any(-1) if k % 4 == 0 else groups.all(-1))
+        assert int(kept.sum()) == 30 * blocks - round(0.6 * 30 * blocks)
+        assert energy[kept].min() >= energy[~kept].max()
+
+    def test_none_keeps_the_zeros_there_are(self):
+        linear, plain = nn.Linear(40, 20), nn.Linear(20, 20)
+        with torch.no_grad():
+            linear.weight[torch.rand(20, 40) < 0.7] = 0.0
+        model = nn.Sequential(linear, plain)
+        x = torch.randn(3, 40)
+        expected = model(x)
+        bm.sparsify_(model, bm.UnstructuredSparseWeightConfig())
+        assert model[0].nnz == int((linear.weight != 0).sum())
+        assert model[1] is plain, "a layer without zeros would have grown"
+        torch.testing.assert_close(model(x), expected)
+
+    @pytest.mark.parametrize("config", [bm.UnstructuredSparseWeightConfig, bm.Int8BlockSparseWeightConfig])
+    def test_bad_configs(self, config):
+        for bad in (1.0, -0.1, 2, float("nan")):
+            with pytest.raises(ValueError, match=r"sparsity must be in \[0, 1\), got"):
+                config(bad)
+        for bad in ("half", True):
+            with pytest.raises(TypeError, match="sparsity must be a number"):
+                config(bad)
+        with pytest.raises(TypeError, match="unexpected keyword"):
+            config(sparseness=0.5)
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            config(0.5).sparsity = 0.6
+
+
+class TestAllOrNothing:
+    def test_a_filter_that_raises(self, conversion):
+        convert_, _ = conversion
+        model = network()
+        before = identities(model)
+
+        def choose(module, fqn):
+            if fqn == "4":
+                raise KeyError("at the last layer")
+            return True
+
+        with pytest.raises(KeyError, match="at the last layer"):
+            convert_(model, choose)
+        assert_unchanged(model, before)
+
+    def test_a_conversion_that_raises(self, conversion, monkeypatch):
+        convert_, cls = conversion
+        model = network()
+        before, count = identities(model), []
+
+        def failing(self, *args, **kwargs):
+            count.append(1)
+            if len(count) == 5:
+                raise MemoryError("no more")
+            return original(self, *args, **kwargs)
+
+        original = cls.__init__
+        monkeypatch.setattr(cls, "__init__", failing)
+        with pytest.raises(MemoryError):
+            convert_(model)
+        assert_unchanged(model, before)
+
+    def test_failing_while_exchanging(self, conversion, monkeypatch):
+        convert_, _ = conversion
+        model = network()
+        before = identities(model)
+
+        def fail(self, model):
+            raise RuntimeError("half way")
+
+        monkeypatch.setattr(bm.convert.Changes, "_stop_fast_paths", fail)
+        for change in (convert_, bm.fuse_dropout_):
+            with pytest.raises(RuntimeError, match="half way"):
+                change(model)
+            assert_unchanged(model, before)
+
+    def test_wrong_arguments(self):
+        model = network()
+        before = identities(model)
+        with pytest.raises(TypeError, match="Int8DynamicActivationInt8WeightConfig, got UnstructuredSparse"):
+            bm.quantize_(model, SPARSE)
+        with pytest.raises(
+            TypeError, match="UnstructuredSparseWeightConfig or Int8BlockSparseWeightConfig, got Int8Dyn"
+        ):
+            bm.sparsify_(model, INT8)
+        with pytest.raises(TypeError, match="got <class"):
+            bm.quantize_(model, bm.Int8DynamicActivationInt8WeightConfig)
+        for call in (lambda m: bm.quantize_(m, INT8), bm.fuse_dropout_, bm.explain):
+            with pytest.raises(TypeError, match=r"model must be an nn\.Module, got list"):
+                call([model])
+        with pytest.raises(ValueError, match=r"itself an nn\.Linear.*Int8Linear\.from_float"):
+            bm.quantize_(nn.Linear(2, 2), INT8)
+        with pytest.raises(ValueError, match=r"itself an nn\.Dropout.*FusedDropout"):
+            bm.fuse_dropout_(nn.Dropout())
+        assert_unchanged(model, before)
+
+
+class TestTransformerEncoder:
+    """In eval mode torch's encoder layers would read dense weights and never call the converted layers."""
+
+    @pytest.mark.parametrize("norm_first", [False, True])
+    def test_eval_runs_the_converted_layers(self, conversion, norm_first, monkeypatch):
+        convert_, cls = conversion
+        layer = nn.TransformerEncoderLayer(16, 2, 32, 0.0, batch_first=True, norm_first=norm_first)
+        model = nn.TransformerEncoder(layer, 2, enable_nested_tensor=not norm_first)
+        x, padding = torch.randn(3, 5, 16), torch.zeros(3, 5, dtype=torch.bool)
+        padding[1, 3:] = True
+        dense = copy.deepcopy(model).eval()
+        convert_(model)
+        for mask in (None, padding):
+            with torch.no_grad():
+                trained, evaluated = (
+                    model.train()(x, src_key_padding_mask=mask),
+                    model.eval()(x, src_key_padding_mask=mask),
+                )
+            kept = slice(None) if mask is None else ~mask
+            torch.testing.assert_close(evaluated[kept], trained[kept])
+            assert not torch.equal(evaluated[kept], dense(x, src_key_padding_mask=mask)[kept])
+        calls, forward = [], cls.forward
+        monkeypatch.setattr(cls, "forward", lambda self, x: calls.append(1) or forward(self, x))
+        with torch.no_grad():
+            model.eval()(x)
+        assert len(calls) == 4
+
+    def test_an_untouched_encoder_keeps_its_fast_path(self):
+        model = nn.ModuleList([nn.TransformerEncoderLayer(16, 2, 32, batch_first=True), nn.Linear(16, 16)])
+        bm.quantize_(model, INT8, lambda m, fqn: fqn == "1")
+        assert model[0].activation_relu_or_gelu == 1
+
+
+class TestExplain:
+    def test_rows(self):
+        model = convert_all(network())
+        report = bm.explain(model, batch=4)
+        rows = {row.fqn: row for row in report.layers}
+        assert list(rows) == [fqn for fqn, m in model.named_modules() if isinstance(m, (nn.Linear, nn.Dropout))]
+        for fqn, row in rows.items():
+            layer = model.get_submodule(fqn)
+            assert row.layer == type(layer).__name__
+            assert row.bytes == sum(t.numel() * t.element_size() for t in (*layer.parameters(), *layer.buffers()))
+            assert (row.gain is None) == (not row.converted)
+            assert row.gain is None or row.gain > 0
+            assert row.kernel is None or row.kernel.split("/")[0] in ("cpu", "reference")
+        assert rows["0.0"].dense_bytes == 4 * 40 * 24
+        assert rows["4"].dense_bytes == 4 * 10 * 25
+        lines = str(report).splitlines()
+        assert len(lines) == len(rows) + 3
+        assert lines[0].split() == ["layer", "type", "kernel", "isa", "bytes", "dense", "fp32", "gain", "reason"]
+        assert all(any(line.startswith(fqn) and row.reason in line for line in lines) for fqn, row in rows.items())
+
+    def test_not_converted(self):
+        rows = bm.explain(nn.Sequential(nn.Linear(3, 4), nn.Dropout(), nn.Dropout(inplace=True))).layers
+        assert [row.reason for row in rows] == ["not converted", "not converted", "inplace=True writes to its input"]
+
+    def test_strict(self):
+        model = convert_all(network())
+        falling = [row.fqn for row in bm.explain(model, batch=1).layers if row.fallback]
+        if falling:
+            with pytest.raises(RuntimeError, match=rf"no kernel runs for {falling[0]} \(reference/.*: .*\)"):
+                bm.explain(model, strict=True, batch=1)
+        else:
+            bm.explain(model, strict=True, batch=1)
+        wide = nn.Sequential(bm.nn.SparseLinear.from_dense(nn.Linear(3, 4)).double())  # no kernel takes float64
+        with pytest.raises(RuntimeError, match=r"no kernel runs for 0 \(reference/sparse_linear: .*\)"):
+            bm.explain(wide, strict=True, batch=1)
+        bm.explain(nn.Sequential(nn.Linear(2, 2)), strict=True)
+
+    def test_batch(self):
+        with pytest.raises(ValueError, match="batch must be at least 1, got 0"):
+            bm.explain(network(), batch=0)
+
+    def test_meta_models_are_described_but_not_timed(self):
+        model = nn.Sequential(bm.nn.Int8Linear(8, 8, device="meta"))
+        (row,) = bm.explain(model).layers
+        assert row.gain is None
+        assert row.kernel is not None
+
+    def test_the_gain_is_measured_once_for_equal_layers(self, monkeypatch):
+        calls = []
+        monkeypatch.setattr(bm._explain._measure, "gain", lambda ours, other: calls.append(ours()) or 2.0)
+        monkeypatch.setattr(bm._explain, "_gains", {})
+        model = bm.quantize_(nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 9)), INT8)
+        assert [row.gain for row in bm.explain(model).layers] == [2.0, 2.0, 2.0]
+        assert len(calls) == 2
+
+
+def test_a_residual_block_keeps_its_kind():
+    model = nn.Sequential(Mlp(8))
+    bm.fuse_dropout_(model)
+    assert isinstance(model[0], Mlp)
+    assert model[0].width == 8

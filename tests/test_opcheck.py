@@ -1,0 +1,126 @@
+"""torch.library.opcheck on every op: schema, fake tensors, autograd registration, AOTAutograd with dynamic shapes."""
+
+import pytest
+import torch
+from bigmodel_ext._ops import FLOATS, NAMESPACE, OPS
+from bigmodel_ext.formats import block, csr, int8
+
+M, N, K = 5, 12, 19
+
+
+def _matrix(dtype=torch.float32, rows=M, columns=K, grad=False):
+    return torch.randn(rows, columns, dtype=dtype).requires_grad_(grad)
+
+
+def _int8(n=N, k=K):
+    return torch.randint(-128, 128, (n, k), dtype=torch.int8)
+
+
+def _sparse(dtype, grad):
+    values, crow, col = csr.pack(_matrix(dtype, N) * (torch.rand(N, K) < 0.4))
+    return values.requires_grad_(grad), crow, col
+
+
+def _bias(grad, dtype=torch.float32):
+    return torch.randn(N, dtype=dtype).requires_grad_(grad)
+
+
+def _blocks():
+    return block.pack(_int8() * (torch.rand(N, K) < 0.3))
+
+
+def _dropout(dtype, grad, p, activation, bias, residual):
+    x = torch.randn(3, 4, K, dtype=dtype, requires_grad=grad)
+    b = torch.randn(K, requires_grad=grad) if bias else None
+    r = torch.randn(3, 4, K, dtype=dtype, requires_grad=grad) if residual else None
+    return x, b, r, torch.tensor(7) if p else None, p, activation
+
+
+# op -> (name of the case, arguments), from dtype and whether gradients are wanted
+SAMPLES = {
+    "quantize_rows": lambda dtype, grad: {"": (_matrix(dtype),)},
+    "int8_mm": lambda dtype, grad: {"": (_int8(M), _int8())},
+    "int8_linear": lambda dtype, grad: {
+        "packed": (_matrix(dtype, grad=grad), int8.pack(_int8()), torch.rand(N), _bias(grad)),
+        "3-d": (torch.randn(2, 3, K, dtype=dtype, requires_grad=grad), _int8(), torch.rand(N), _bias(grad, dtype)),
+        "no bias": (_matrix(dtype, grad=grad), _int8(), torch.rand(N), None),
+    },
+    "sparse_linear": lambda dtype, grad: {
+        "bias": (_matrix(dtype, grad=grad), *_sparse(dtype, grad), _bias(grad), N, csr.PANEL),
+        "no bias": (_matrix(dtype, grad=grad), *_sparse(torch.float32, grad), None, N, csr.PANEL),
+    },
+    "sparse_linear_grad_input": lambda dtype, grad: {
+        "": (_matrix(dtype, columns=N), *_sparse(dtype, False), K, csr.PANEL)
+    },
+    "sparse_linear_grad_values": lambda dtype, grad: {
+        "": (_matrix(dtype, columns=N), _matrix(dtype), *_sparse(dtype, False)[1:], csr.PANEL)
+    },
+    "int8_sparse_linear": lambda dtype, grad: {
+        name: (_matrix(dtype, grad=grad), *b[:3], torch.rand(N), b[3], bias, block.PANEL)
+        for name, bias in (("bias", _bias(grad)), ("no bias", None))
+        for b in (_blocks(),)
+    },
+    "dropout_seed": lambda dtype, grad: {"": (_matrix(dtype),)},
+    "fused_dropout": lambda dtype, grad: {
+        "all": _dropout(dtype, grad, 0.3, "gelu", True, True),
+        "plain": _dropout(dtype, grad, 0.3, "none", False, False),
+        "eval": _dropout(dtype, grad, 0.0, "silu", True, False),
+    },
+    "fused_dropout_backward": lambda dtype, grad: {
+        "": (lambda x, b, r, seed, p, act: (r, x, b, seed, p, act))(*_dropout(dtype, False, 0.3, "gelu", True, True))
+    },
+}
+DIFFERENTIABLE = ("int8_linear", "sparse_linear", "int8_sparse_linear", "fused_dropout")
+CASES = [
+    (op, dtype, grad)
+    for op in SAMPLES
+    for dtype in FLOATS
+    for grad in ((False, True) if op in DIFFERENTIABLE else (False,))
+]
+
+
+def test_every_op_has_samples():
+    assert set(SAMPLES) == set(OPS)
+
+
+@pytest.mark.parametrize(("op", "dtype", "grad"), CASES)
+def test_opcheck(op, dtype, grad):
+    overload = getattr(getattr(torch.ops, NAMESPACE), op).default
+    # Two runs of the random op differ, so only what does not compare outputs applies to it.
+    utils = ("test_schema", "test_faketensor") if op == "dropout_seed" else torch.library._OPCHECK_DEFAULT_UTILS
+    for name, args in SAMPLES[op](dtype, grad).items():
+        results = torch.library.opcheck(overload, args, test_utils=utils)
+        assert set(results.values()) == {"SUCCESS"}, f"{name}: {results}"
+
+
+def test_the_random_op_is_tagged():
+    assert torch.Tag.nondeterministic_seeded in torch.ops.bigmodel_ext.dropout_seed.default.tags
+
+
+@pytest.mark.parametrize("op", DIFFERENTIABLE)
+def test_gradients_in_float64_or_by_formula(op):
+    """gradcheck in float64 where the reference takes it; int8 rounding has no derivative, so its straight-through
+    formula is compared instead."""
+    overload = getattr(torch.ops.bigmodel_ext, op).default
+    if op in ("sparse_linear", "fused_dropout"):
+        for name, args in SAMPLES[op](torch.float64, True).items():
+            wide = [a.detach().double().requires_grad_() if _floating(a) else a for a in args]
+            assert torch.autograd.gradcheck(overload, wide), name
+        return
+    for args in SAMPLES[op](torch.float32, True).values():
+        x = args[0]
+        if op == "int8_linear":
+            weight = args[1] if args[1].dim() == 2 else int8.unpack(args[1], N, K)
+            scale, bias = args[2], args[3]
+        else:
+            weight, scale, bias = block.unpack(*args[1:4], N, K), args[4], args[6]
+        y = overload(*args)
+        grad = torch.randn_like(y)
+        y.backward(grad)
+        torch.testing.assert_close(x.grad, grad @ (weight.float() * scale[:, None]))
+        if bias is not None:
+            torch.testing.assert_close(bias.grad, grad.reshape(-1, N).sum(0))
+
+
+def _floating(value):
+    return isinstance(value, torch.Tensor) and value.is_floating_point()
