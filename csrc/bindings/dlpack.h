@@ -27,7 +27,7 @@ struct Tensor {
   int32_t ndim;
   DataType dtype;
   int64_t* shape;
-  int64_t* strides;  // in elements; null means contiguous
+  int64_t* strides;  // in elements; the standard lets it be null for contiguous tensors, torch always gives it
   uint64_t byte_offset;
 };
 

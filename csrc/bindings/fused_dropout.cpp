@@ -6,51 +6,45 @@
 #include <optional>
 
 #include "tensor.h"
+#include "unlocked.h"
 
 namespace py = pybind11;
 
 namespace bigmodel {
 namespace {
 
-// Below this the kernel is faster than giving up the interpreter's lock and taking it again.
-constexpr int64_t kSmall = 2048;
-
 void run(void (*kernel)(const DropoutArgs&), const DropoutArgs& args) {
-  if (args.numel <= kSmall) return kernel(args);
-  py::gil_scoped_release unlocked;
-  kernel(args);
+  unlocked(args.numel, [&] { kernel(args); });
 }
 
-// False for what the caller must treat first: strided tensors, float64, and a bias in a float type that is not read
-// here.
-bool ready(const View& x, const std::optional<View>& bias, const std::optional<View>& other) {
-  if (x.dtype == DType::f64 || !x.contiguous() || (other && !other->contiguous())) return false;
-  if (!bias) return true;
-  const bool convertible = is_float(bias->dtype) || bias->dtype == DType::f64;
-  return bias->contiguous() && (!convertible || bias->dtype == DType::f32 || bias->dtype == x.dtype);
+// The kernel reads a bias in float32 or in x's dtype; other floats become float32.
+std::optional<DenseTensor> readable_bias(py::handle bias, DType x) {
+  if (bias.is_none()) return std::nullopt;
+  const DType dtype = view(bias, "bias").dtype;
+  const bool convert = dtype != DType::f32 && dtype != x && (is_float(dtype) || dtype == DType::f64);
+  return dense(convert ? bias.attr("float")() : py::reinterpret_borrow<py::object>(bias), "bias");
+}
+
+std::optional<View> view_of(const std::optional<DenseTensor>& tensor) {
+  return tensor ? std::optional<View>(tensor->view) : std::nullopt;
 }
 
 }  // namespace
 
-// Both return false, having done nothing, if an argument is not ready.
 void register_fused_dropout(py::module_& m) {
   m.def("fused_dropout", [](py::handle x, py::handle bias, py::handle residual, py::handle seed, py::handle out,
                             double p, const char* activation) {
-    const View vx = view(x, "x");
-    const auto vbias = optional_view(bias, "bias"), vresidual = optional_view(residual, "residual");
-    if (!ready(vx, vbias, vresidual)) return false;
-    run(fused_dropout,
-        dropout_args(vx, vbias, vresidual, "residual", optional_view(seed, "seed"), view(out, "out"), p, activation));
-    return true;
+    const DenseTensor dx = dense(x, "x");
+    const auto dbias = readable_bias(bias, dx.view.dtype), dresidual = optional_dense(residual, "residual");
+    run(fused_dropout, dropout_args(dx.view, view_of(dbias), view_of(dresidual), "residual",
+                                    optional_view(seed, "seed"), view(out, "out"), p, activation));
   });
   m.def("fused_dropout_backward", [](py::handle grad, py::handle x, py::handle bias, py::handle seed, py::handle out,
                                      double p, const char* activation) {
-    const View vx = view(x, "x"), vgrad = view(grad, "grad");
-    const auto vbias = optional_view(bias, "bias");
-    if (!ready(vx, vbias, vgrad)) return false;
-    run(fused_dropout_backward,
-        dropout_args(vx, vbias, vgrad, "grad", optional_view(seed, "seed"), view(out, "out"), p, activation));
-    return true;
+    const DenseTensor dx = dense(x, "x"), dgrad = dense(grad, "grad");
+    const auto dbias = readable_bias(bias, dx.view.dtype);
+    run(fused_dropout_backward, dropout_args(dx.view, view_of(dbias), dgrad.view, "grad", optional_view(seed, "seed"),
+                                             view(out, "out"), p, activation));
   });
   // For tests only: the mask far into a tensor too large to hold, and known answers.
   m.def("fused_dropout_at", [](py::handle x, py::handle seed, py::handle out, double p, uint64_t first_block) {

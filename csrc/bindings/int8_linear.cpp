@@ -1,6 +1,7 @@
 #include "../cpu/int8_linear.h"
 
 #include "tensor.h"
+#include "unlocked.h"
 
 namespace py = pybind11;
 
@@ -13,8 +14,8 @@ void register_int8_linear(py::module_& m) {
     const std::optional<DenseTensor> dbias = optional_dense(bias, "bias");
     const std::optional<View> vbias = dbias ? std::optional<View>(dbias->view) : std::nullopt;
     const View vout = view(out, "out");
-    py::gil_scoped_release unlocked;
-    int8_linear(dx.view, dweight.view, dscale.view, vbias, vout);
+    unlocked(dx.view.numel() + dweight.view.numel() + vout.numel(),
+             [&] { int8_linear(dx.view, dweight.view, dscale.view, vbias, vout); });
   });
 }
 

@@ -1,6 +1,7 @@
 #include "../cpu/int8_sparse_linear.h"
 
 #include "tensor.h"
+#include "unlocked.h"
 
 namespace py = pybind11;
 
@@ -15,9 +16,10 @@ void register_int8_sparse_linear(py::module_& m) {
           const DenseTensor dsum = dense(row_sum, "row_sum");
           const std::optional<DenseTensor> dbias = optional_dense(bias, "bias");
           const View vout = view(out, "out");
-          py::gil_scoped_release unlocked;
-          int8_sparse_linear(dx.view, dvalues.view, dcrow.view, dcol.view, dscale.view, dsum.view,
-                             dbias ? &dbias->view : nullptr, vout, panel);
+          unlocked(dx.view.numel() + dvalues.view.numel() + vout.numel(), [&] {
+            int8_sparse_linear(dx.view, dvalues.view, dcrow.view, dcol.view, dscale.view, dsum.view,
+                               dbias ? &dbias->view : nullptr, vout, panel);
+          });
         });
 }
 

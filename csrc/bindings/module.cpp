@@ -15,7 +15,7 @@ void register_fused_dropout(py::module_& m);
 void register_quantize_rows(py::module_& m);
 void register_int8_sparse_linear(py::module_& m);
 void register_sparse_linear(py::module_& m);
-}
+}  // namespace bigmodel
 
 PYBIND11_MODULE(_C, m) {
   using namespace bigmodel;

@@ -1,6 +1,7 @@
 #include "../cpu/quantize_rows.h"
 
 #include "tensor.h"
+#include "unlocked.h"
 
 namespace py = pybind11;
 
@@ -8,9 +9,9 @@ namespace bigmodel {
 
 void register_quantize_rows(py::module_& m) {
   m.def("quantize_rows", [](py::handle x, py::handle q, py::handle scale) {
-    const View vx = view(x, "x"), vq = view(q, "q"), vscale = view(scale, "scale");
-    py::gil_scoped_release unlocked;
-    quantize_rows(vx, vq, vscale);
+    const DenseTensor dx = dense(x, "x");
+    const View vq = view(q, "q"), vscale = view(scale, "scale");
+    unlocked(dx.view.numel(), [&] { quantize_rows(dx.view, vq, vscale); });
   });
 }
 

@@ -1,6 +1,7 @@
 #include "../cpu/sparse_linear.h"
 
 #include "tensor.h"
+#include "unlocked.h"
 
 namespace py = pybind11;
 
@@ -13,15 +14,16 @@ void register_sparse_linear(py::module_& m) {
     const DenseTensor dcol = dense(col, "col");
     const std::optional<DenseTensor> dbias = optional_dense(bias, "bias");
     const View vout = view(out, "out");
-    py::gil_scoped_release unlocked;
-    sparse_linear(dx.view, dvalues.view, dcrow.view, dcol.view, dbias ? &dbias->view : nullptr, vout, panel);
+    unlocked(dx.view.numel() + dvalues.view.numel() + vout.numel(), [&] {
+      sparse_linear(dx.view, dvalues.view, dcrow.view, dcol.view, dbias ? &dbias->view : nullptr, vout, panel);
+    });
   });
   m.def("sparse_linear_grad_input",
         [](py::handle grad, py::handle values, py::handle crow, py::handle col, py::handle out, int64_t panel) {
           const DenseTensor dgrad = dense(grad, "grad"), dvalues = dense(values, "values"), dcrow = dense(crow, "crow");
           const DenseTensor dcol = dense(col, "col");
           const View vout = view(out, "out");
-          py::gil_scoped_release unlocked;
+          py::gil_scoped_release release;
           sparse_linear_grad_input(dgrad.view, dvalues.view, dcrow.view, dcol.view, vout, panel);
         });
   m.def("sparse_linear_grad_values",
@@ -29,7 +31,7 @@ void register_sparse_linear(py::module_& m) {
           const DenseTensor dgrad = dense(grad, "grad"), dx = dense(x, "x"), dcrow = dense(crow, "crow");
           const DenseTensor dcol = dense(col, "col");
           const View vout = view(out, "out");
-          py::gil_scoped_release unlocked;
+          py::gil_scoped_release release;
           sparse_linear_grad_values(dgrad.view, dx.view, dcrow.view, dcol.view, vout, panel);
         });
 }

@@ -53,18 +53,14 @@ View view(py::handle tensor, const char* name, dlpack::DeviceType device) {
   if (api->borrow(tensor.ptr(), &t) != 0) throw py::error_already_set();
   if (t.device.type != device)
     throw TypeError(message(name, device == dlpack::kCPU ? " must be on the CPU" : " must be on a CUDA device"));
-  if (t.ndim > kMaxDims) throw std::invalid_argument(message(name, " has ", t.ndim, " dimensions; at most ", kMaxDims));
+  if (t.ndim > 0 && !t.strides) throw std::invalid_argument(message(name, " has no strides"));
   View v;
   v.data = static_cast<char*>(t.data) + t.byte_offset;
   v.dtype = dtype_of(t.dtype);
   v.ndim = t.ndim;
   v.device = t.device.type == dlpack::kCPU ? 0 : t.device.id;
-  int64_t stride = 1;
-  for (int d = t.ndim - 1; d >= 0; --d) {
-    v.sizes[d] = t.shape[d];
-    v.strides[d] = t.strides ? t.strides[d] : stride;
-    stride *= t.shape[d];
-  }
+  v.sizes = t.shape;
+  v.strides = t.strides;
   return v;
 }
 
@@ -74,10 +70,10 @@ std::optional<View> optional_view(py::handle tensor, const char* name, dlpack::D
 }
 
 DenseTensor dense(py::handle tensor, const char* name) {
-  DenseTensor result{{}, view(tensor, name)};
+  DenseTensor result{py::reinterpret_borrow<py::object>(tensor), view(tensor, name)};
   if (result.view.contiguous()) return result;
-  result.copy = tensor.attr("contiguous")();
-  result.view = view(result.copy, name);
+  result.owner = tensor.attr("contiguous")();
+  result.view = view(result.owner, name);
   return result;
 }
 

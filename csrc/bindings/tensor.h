@@ -20,9 +20,9 @@ View view(pybind11::handle tensor, const char* name, dlpack::DeviceType device =
 // None gives no view.
 std::optional<View> optional_view(pybind11::handle tensor, const char* name, dlpack::DeviceType device = dlpack::kCPU);
 
-// A tensor to be read, with what keeps it alive if it had to be copied to be contiguous.
+// A contiguous tensor to be read, with what keeps it alive: the argument, or a copy of it.
 struct DenseTensor {
-  pybind11::object copy;
+  pybind11::object owner;
   View view;
 };
 DenseTensor dense(pybind11::handle tensor, const char* name);

@@ -56,7 +56,8 @@ void check_contiguous(const View& v, const char* name) {
 
 void check_shape(const View& v, const char* name, std::initializer_list<int64_t> expected) {
   View wanted = {};
-  for (const int64_t size : expected) wanted.sizes[wanted.ndim++] = size;
+  wanted.ndim = static_cast<int>(expected.size());
+  wanted.sizes = expected.begin();
   bool same = v.ndim == wanted.ndim;
   for (int d = 0; same && d < v.ndim; ++d) same = v.sizes[d] == wanted.sizes[d];
   BIGMODEL_CHECK(same, name, " must have shape ", shape_string(wanted), ", got ", shape_string(v));

@@ -7,15 +7,13 @@ namespace bigmodel {
 
 enum class DType : uint8_t { f32, f64, f16, bf16, i8, u8, i16, i32, i64, unsupported };
 
-constexpr int kMaxDims = 8;
-
 struct View {
   void* data;
   DType dtype;
   int ndim;
-  int device;  // index among devices of its kind; 0 on the CPU
-  int64_t sizes[kMaxDims];
-  int64_t strides[kMaxDims];  // in elements
+  int device;              // index among devices of its kind; 0 on the CPU
+  const int64_t* sizes;    // these two are the framework's own arrays: copying them would cost more than all the rest
+  const int64_t* strides;  // in elements
 
   int64_t numel() const {
     int64_t n = 1;

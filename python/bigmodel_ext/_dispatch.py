@@ -16,7 +16,7 @@ from bigmodel_ext import _native, _ops, _reference
 BACKENDS = ("cpu", "cuda", "reference")
 
 
-def never(*args: Any) -> str | None:
+def never(x: torch.Tensor) -> str | None:
     """A candidate that refuses nothing."""
     return None
 
@@ -25,10 +25,9 @@ def never(*args: Any) -> str | None:
 class Candidate:
     backend: str
     run: Callable[..., Any]
-    refusal: Callable[..., str | None] = never  # why these arguments can't be taken, or None
-    late: bool = (
-        False  # `run` returns NotImplemented for what `refusal` refuses, so that asking first costs no call time
-    )
+    # Why an op whose first argument is this is left to the next candidate, or None. `run` hands it over (fall_back): a
+    # kernel tests one thing in line, where asking from outside would cost a tenth of a small call.
+    refusal: Callable[[torch.Tensor], str | None] = never
 
 
 @dataclass(frozen=True)
@@ -86,7 +85,7 @@ def _default(name: str) -> Candidate:
     def refuse(*args: Any) -> Any:
         raise RuntimeError(f"{name}: BIGMODEL_BACKEND={forced} is forced and has no kernel for these tensors")
 
-    return Candidate(forced, refuse, lambda *args: f"it has no kernel for {name} on these tensors")
+    return Candidate(forced, refuse, lambda x: f"it has no kernel for {name} on these tensors")
 
 
 def register(device: str, candidates: dict[str, Candidate]) -> None:
@@ -96,29 +95,16 @@ def register(device: str, candidates: dict[str, Candidate]) -> None:
         if forced in (None, candidate.backend):
             reference = [] if forced else [_checked_reference(name)]
             _table[name, device] = [candidate, *reference]
-            _ops.library.impl(name, _runner(name, _table[name, device]), device.upper())
+            _ops.library.impl(name, candidate.run, device.upper())
 
 
-def _runner(name: str, candidates: list[Candidate]) -> Callable[..., Any]:
-    first, rest = candidates[0], candidates[1:]
-    run_first, refuse_first = first.run, first.refusal
-
-    def run_rest(*args: Any) -> Any:
-        for candidate in rest:
-            if candidate.refusal(*args) is None:
-                return candidate.run(*args)
-        raise RuntimeError(f"{name}: the forced backend '{first.backend}' cannot run this: {refuse_first(*args)}")
-
-    def ask_late(*args: Any) -> Any:
-        result = run_first(*args)
-        return run_rest(*args) if result is NotImplemented else result
-
-    def ask_first(*args: Any) -> Any:
-        return run_first(*args) if refuse_first(*args) is None else run_rest(*args)
-
-    if refuse_first is never:
-        return run_first
-    return ask_late if first.late else ask_first
+def fall_back(op: str, x: torch.Tensor, *args: Any) -> Any:
+    """What a kernel calls, instead of going on, with arguments that its candidate's `refusal` refuses."""
+    for candidate in _table[op, x.device.type]:
+        if candidate.refusal(x) is None:
+            return candidate.run(x, *args)
+    first = _table[op, x.device.type][0]
+    raise RuntimeError(f"{op}: the forced backend '{first.backend}' cannot run this: {first.refusal(x)}")
 
 
 def explain(op: str, *args: Any) -> Choice:
@@ -133,7 +119,7 @@ def explain(op: str, *args: Any) -> Choice:
     if candidates[0].backend == "reference" and op not in _NO_KERNEL:
         refused.append("BIGMODEL_BACKEND=reference" if forced_backend() else f"no kernel for this op on {device}")
     for candidate in candidates:
-        refusal = candidate.refusal(*args)
+        refusal = candidate.refusal(args[0])
         if refusal is None:
             isa = _native.active_isa() if candidate.backend == "cpu" else None
             return Choice(op, candidate.backend, isa, tuple(refused))

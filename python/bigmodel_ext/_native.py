@@ -51,12 +51,12 @@ def load_cuda() -> Any | None:
     if torch.version.cuda is None or not torch.cuda.is_available():
         return None
     try:
-        from bigmodel_ext import _C_cuda
+        import bigmodel_ext._C_cuda as _C_cuda
     except ImportError as error:
         if error.name == "bigmodel_ext._C_cuda" or "cannot import name" in str(error):
             return None  # built without nvcc
         raise
-    _C_cuda.initialize(torch.Tensor.__dlpack_c_exchange_api__)
+    _C_cuda.initialize(torch.Tensor)
     return _C_cuda
 
 
