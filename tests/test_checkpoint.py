@@ -235,10 +235,10 @@ def _umask():
 
 
 @pytest.fixture(scope="module")
-def small(self, tmp_path_factory):
+def small(tmp_path_factory):
     torch.manual_seed(0)
     path = tmp_path_factory.mktemp("small") / "m"
-    model = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Dropout(0.1), nn.Linear(5, 4)).eval()
+    model = TestDamage.fresh()
     bm.fuse_dropout_(model)
     bm.sparsify_(model, bm.UnstructuredSparseWeightConfig(0.5), lambda m, fqn: fqn == "0")
     bm.quantize_(model, bm.Int8DynamicActivationInt8WeightConfig())

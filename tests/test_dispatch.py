@@ -99,6 +99,14 @@ class TestBackend:
         assert lines[0] == "cpu"
         assert sum(line.startswith("refused: fused_dropout: ") for line in lines) == 2
 
+    def test_an_op_that_the_forced_backend_lacks(self, monkeypatch):
+        monkeypatch.setattr(_dispatch, "forced_backend", lambda: "cpu")
+        default = _dispatch._default("int8_mm")
+        with pytest.raises(RuntimeError, match="int8_mm: BIGMODEL_BACKEND=cpu is forced and has no kernel"):
+            default.run(torch.zeros(1, 1, dtype=torch.int8), torch.zeros(1, 1, dtype=torch.int8))
+        assert default.refusal() == "it has no kernel for int8_mm on these tensors"
+        assert _dispatch._default("dropout_seed").backend == "reference"
+
     def test_unknown_and_impossible(self):
         status, _, error = python(IMPORT, BIGMODEL_BACKEND="tpu")
         assert status != 0
@@ -138,6 +146,14 @@ class TestExplain:
             call(x)
             choice = _dispatch.explain("quantize_rows", x)
             assert (choice.backend, choice.reason) == (ran[-1], reason)
+
+    def test_the_reference_ignores_autocast(self):
+        x, values = torch.randn(4, 8), torch.randn(8)
+        crow, col = torch.arange(9, dtype=torch.int32), torch.arange(8, dtype=torch.uint8)
+        reference = _dispatch._checked_reference("sparse_linear").run
+        expected = reference(x, values, crow, col, None, 8, 128)
+        with torch.autocast("cpu", torch.bfloat16):
+            assert torch.equal(reference(x, values, crow, col, None, 8, 128), expected)
 
     def test_every_op_has_a_reference(self):
         assert all(callable(getattr(_reference, op)) for op in OPS)

@@ -226,6 +226,13 @@ class Branches(Straight):
         return x + self.drop(F.gelu(self.fc(x)))
 
 
+class BranchesOnGlobalState(Straight):
+    def forward(self, x):
+        if torch.is_inference_mode_enabled():
+            x = -x
+        return x + self.drop(F.gelu(self.fc(x)))
+
+
 class ReadsAttribute(Straight):
     def forward(self, x):
         return x + self.drop(F.gelu(self.fc(x))) * self.scale
@@ -305,8 +312,22 @@ class SuperCall(FunctionStyle):
         return super().forward(x)
 
 
-REFUSED = [Branches, ReadsAttribute, ReadsMode, OptionalArgument, ReadsGlobal, Counts, Random, WritesInPlace,
-           HelperBranches, UsesBuiltin, CalledElsewhere, CalledTwice, SuperCall]  # fmt: skip
+REFUSED = [
+    Branches,
+    BranchesOnGlobalState,
+    ReadsAttribute,
+    ReadsMode,
+    OptionalArgument,
+    ReadsGlobal,
+    Counts,
+    Random,
+    WritesInPlace,
+    HelperBranches,
+    UsesBuiltin,
+    CalledElsewhere,
+    CalledTwice,
+    SuperCall,
+]
 
 
 @pytest.mark.parametrize("cls", REFUSED)
@@ -320,6 +341,22 @@ def test_what_a_trace_would_freeze_is_left(cls):
     assert type(model) is cls
     assert model.fc.bias is not None
     assert (type(model.drop), model.drop.activation) == (bm.nn.FusedDropout, "none")
+
+
+def test_an_activation_that_writes_its_input_keeps_doing_so():
+    class InPlace(Straight):
+        def __init__(self):
+            super().__init__()
+            self.act = nn.ReLU(inplace=True)
+
+        def forward(self, x):
+            y = self.drop(self.act(x))
+            return x + y
+
+    model, x = InPlace().eval(), torch.randn(4, 6)
+    expected = 2 * x.relu()
+    bm.fuse_dropout_(model)
+    torch.testing.assert_close(model(x), expected)
 
 
 def test_a_bias_that_is_read_does_not_move():
