@@ -45,7 +45,7 @@ def _stages(report: Mapping[str, Any], path: Path) -> None:
 
 def _path(axes: Axes, entries: list[Mapping[str, Any]], key: str, max_drop: float) -> None:
     """One marker a stage, arrows from each to the next, and the accuracy budget as a band."""
-    from matplotlib.ticker import FuncFormatter, NullFormatter
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
     xs, ys = [entry[key] for entry in entries], [100 * entry["accuracy"] for entry in entries]
     axes.set_xscale("log")
@@ -56,8 +56,8 @@ def _path(axes: Axes, entries: list[Mapping[str, Any]], key: str, max_drop: floa
     axes.axhspan(ys[0] - 100 * max_drop, high + margin, color="#eef4ee", zorder=0)
     axes.axhline(ys[0] - 100 * max_drop, color="#6a9a6a", lw=1, ls=(0, (4, 3)), zorder=1)
     axes.annotate(
-        f"budget: {100 * max_drop:g} points below the teacher", (0.015, ys[0] - 100 * max_drop),
-        xycoords=("axes fraction", "data"), xytext=(0, 3), textcoords="offset points", fontsize=8, color="#4d7a4d",
+        f"budget: {100 * max_drop:g} % below the teacher", (0.015, ys[0] - 100 * max_drop),
+        xycoords=("axes fraction", "data"), xytext=(0, -11), textcoords="offset points", fontsize=8, color="#4d7a4d",
     )  # fmt: skip
     for i in range(len(xs) - 1):
         arrow = {"arrowstyle": "-|>", "color": "#b4bcc6", "lw": 1.4, "shrinkA": 7, "shrinkB": 7}
@@ -65,18 +65,23 @@ def _path(axes: Axes, entries: list[Mapping[str, Any]], key: str, max_drop: floa
     for entry, x, y in zip(entries, xs, ys, strict=True):
         axes.scatter([x], [y], s=75, color=COLORS[entry["name"]], zorder=3, edgecolor="white", linewidth=1.2)
     _labels(axes, entries, xs, ys, key)
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: size(round(x)) if key == "bytes" else f"{x:g} ms"))
-    axes.xaxis.set_minor_formatter(NullFormatter())
+
+
+# Student and pruned have the same size, and often the same accuracy: their labels go to different sides.
+PLACES = {"teacher": (0, 9, "center", "bottom"), "student": (9, 0, "left", "center"),
+          "pruned": (-9, 0, "right", "center"), "int8": (0, 9, "center", "bottom")}  # fmt: skip
 
 
 def _labels(axes: Axes, entries: list[Mapping[str, Any]], xs: list[float], ys: list[float], key: str) -> None:
-    """Names and values, above and below in turn so that neighbours do not collide."""
-    for i, (entry, x, y) in enumerate(zip(entries, xs, ys, strict=True)):
+    for entry, x, y in zip(entries, xs, ys, strict=True):
         value = size(round(x)) if key == "bytes" else f"{x:.1f} ms"
-        up = i % 2 == 0
+        right, up, ha, va = PLACES[entry["name"]]
         axes.annotate(
-            f"{entry['name']}\n{value}", (x, y), xytext=(0, 9 if up else -9), textcoords="offset points", ha="center",
-            va="bottom" if up else "top", fontsize=8.5, color=COLORS[entry["name"]], linespacing=1.1, zorder=4,
+            f"{entry['name']}\n{value}", (x, y), xytext=(right, up), textcoords="offset points", ha=ha, va=va,
+            fontsize=8.5, color=COLORS[entry["name"]], linespacing=1.1, zorder=4,
         )  # fmt: skip
 
 

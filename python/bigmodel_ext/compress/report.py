@@ -91,7 +91,7 @@ def _layer_cells(layer: Mapping[str, Any]) -> tuple[str, ...]:
 
 def markdown(report: Mapping[str, Any]) -> str:
     """report.md."""
-    hardware, base, done = report["hardware"], report["baseline"], report["compressed"]
+    hardware, base, done, data = (report[key] for key in ("hardware", "baseline", "compressed", "data"))
     layer_header = ("layer", "form", "kernel", "size", "gain", "why")
     lines = [
         f"# {report['task']}, seed {report['seed']}, at most {report['max_drop']:g} of accuracy to lose",
@@ -100,13 +100,13 @@ def markdown(report: Mapping[str, Any]) -> str:
         "",
         *_table(HEADER, rows(report)),
         "",
-        f"Accuracy on {report['data']['test']} held-out examples that no choice was made on ({report['data']['train']} "
-        f"trained, {report['data']['validation']} for choosing). Size: all tensors of the state dict, as saved. Latency: "
-        f'median at batch {base["batch"]} on one thread, all models taking turns in one process; "faster" is the '
-        "median of the turns' ratios.",
+        f"Accuracy on {data['test']} held-out examples that no choice was made on ({data['train']} trained, "
+        f"{data['validation']} for choosing). Size: all tensors of the state dict, as saved. Latency: median at batch "
+        f"{base['batch']} on one thread, all models taking turns in one process; faster: median of the turns' ratios.",
         "",
-        f"{hardware['cpu']}, {hardware['isa'] or 'no kernel of ours'}, {hardware['system']}, torch {hardware['torch']}, "
-        f"{hardware['training_threads']} training thread(s), {report['seconds']:.0f} s in all.",
+        f"{hardware['cpu']}, {hardware['isa'] or 'no kernel of ours'}, {hardware['system']}, "
+        f"torch {hardware['torch']}, {hardware['training_threads']} training thread(s), "
+        f"{report['seconds']:.0f} s in all.",
         "",
         "![accuracy against size and latency](stages.png)",
         "",
@@ -119,8 +119,8 @@ def markdown(report: Mapping[str, Any]) -> str:
         "",
         *_table(layer_header, [_layer_cells(layer) for layer in report["layers"]]),
         "",
-        f"Gain: over the dense float32 layer at {report['layers'][0]['gain_rows']} rows, one thread (`explain`). The form "
-        'was chosen on each layer\'s own inputs, where its figures are those under "why".',
+        f"Gain: over the dense float32 layer at {report['layers'][0]['gain_rows']} rows, one thread (`explain`). The "
+        'form was chosen on each layer\'s own inputs, where its figures are those under "why".',
         "",
         "![gain per layer](layers.png)",
         "",

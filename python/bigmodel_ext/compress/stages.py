@@ -4,7 +4,7 @@ that stays within the accuracy budget on the validation examples; if none does, 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -14,7 +14,7 @@ from torch import nn
 
 from bigmodel_ext.compress import select
 from bigmodel_ext.compress.distill import Distillation
-from bigmodel_ext.compress.prune import GradualPruner, zero_share
+from bigmodel_ext.compress.prune import GradualPruner
 from bigmodel_ext.train.augment import Augment
 from bigmodel_ext.train.loop import CrossEntropy, Loss, OnStep, TrainConfig, accuracy, fit
 from bigmodel_ext.train.progress import Progress
@@ -128,7 +128,7 @@ def _first_within(
     job: _Job,
     name: str,
     before: Stage,
-    tries: list[tuple[str, Mapping[str, Any], Callable[[], tuple[nn.Module, float]]]],
+    tries: Sequence[tuple[str, Mapping[str, Any], Callable[[], tuple[nn.Module, float]]]],
 ) -> Stage:
     """The first try that keeps the budget; else `before` under this stage's name."""
     attempts = []
@@ -210,8 +210,3 @@ def _batch(data: Data, size: int) -> torch.Tensor:
     """A batch to time with: training examples, over again if they are too few."""
     inputs = data.train.inputs
     return inputs[torch.arange(size) % len(inputs)]
-
-
-def pruned_share(stage: Stage) -> float:
-    """The share of zero weights in the linear layers."""
-    return zero_share(layer for layer in stage.model.modules() if isinstance(layer, nn.Linear))

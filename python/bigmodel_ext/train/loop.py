@@ -105,7 +105,8 @@ def fit(
     for epoch in range(config.epochs):
         model.train()
         order, losses = torch.randperm(len(examples), generator=generator), 0.0
-        for batch in order[: per_epoch * config.batch_size].split(config.batch_size):
+        for i in range(per_epoch):
+            batch = order[i * config.batch_size : (i + 1) * config.batch_size]
             inputs = examples.inputs[batch]
             value = loss(model, inputs if augment is None else augment(inputs), examples.targets[batch])
             losses += _finite(value, stage, epoch + 1)
@@ -156,7 +157,7 @@ def evaluating(model: nn.Module) -> Iterator[nn.Module]:
 def outputs(model: nn.Module, inputs: Tensor, batch: int = 256) -> Tensor:
     """The model's outputs over all inputs, computed in batches."""
     with evaluating(model):
-        return torch.cat([model(part) for part in inputs.split(batch)])
+        return torch.cat([model(inputs[i : i + batch]) for i in range(0, len(inputs), batch)])
 
 
 def accuracy(model: nn.Module, examples: Examples) -> float:

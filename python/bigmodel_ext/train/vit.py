@@ -1,4 +1,4 @@
-"""A vision transformer for small single-channel images (Dosovitskiy et al. 2021), pre-norm, mean-pooled, no class token."""
+"""A vision transformer for small single-channel images (Dosovitskiy et al. 2021): pre-norm, mean-pooled."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""scikit-learn's digits: 1797 scans of handwritten digits, 8x8 pixels (Alpaydin & Kaynak, UCI 1998), shipped inside that
-package, so nothing is downloaded."""
+"""scikit-learn's digits: 1797 scans of handwritten digits, 8x8 pixels (Alpaydin & Kaynak, UCI 1998), shipped inside
+that package, so nothing is downloaded."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def split(targets: Tensor, seed: int) -> tuple[Tensor, Tensor, Tensor]:
     """Indices for training, validation and test: disjoint, together everything, classes in equal shares in each."""
     generator = torch.Generator().manual_seed(seed)
     parts: tuple[list[Tensor], list[Tensor], list[Tensor]] = ([], [], [])
-    for label in targets.unique():
+    for label in range(int(targets.max()) + 1):
         members = (targets == label).nonzero().flatten()
         members = members[torch.randperm(len(members), generator=generator)]
         test, validation = round(TEST_SHARE * len(members)), round(VALIDATION_SHARE * len(members))
