@@ -3,9 +3,11 @@ PYTHON ?= python3
 VENV ?= .venv
 TORCH ?= torch==2.13.0
 BIN := $(VENV)/bin
+OP_TESTS := tests/test_quantize_rows.py tests/test_int8_mm.py tests/test_int8_linear.py tests/test_sparse_linear.py \
+  tests/test_int8_sparse_linear.py tests/test_fused_dropout.py tests/test_philox.py tests/test_formats.py
 SOURCES := $(shell find csrc python -type f -not -name '*.pyc' 2>/dev/null) CMakeLists.txt pyproject.toml
 
-.PHONY: demo test build lint format typecheck clean
+.PHONY: build test figures test-isa test-long test-install test-wheel asan bench lint format hooks clean
 .DELETE_ON_ERROR:
 
 # Torch first and pinned: a plain `torch` pulls gigabytes of CUDA on Linux.
@@ -24,7 +26,52 @@ $(VENV)/.built: $(VENV)/.deps $(SOURCES)
 build: $(VENV)/.built
 
 test: build
+	$(BIN)/python -m pytest -m "not long"
+
+# Everything again with each instruction set as the process's own, as a user would force it.
+test-isa: build
+	for isa in $$($(BIN)/python -c "from bigmodel_ext import _native; print(*_native.available_isas())"); do \
+	  echo "BIGMODEL_ISA=$$isa" && BIGMODEL_ISA=$$isa $(BIN)/python -m pytest -m "not long" $(OP_TESTS) || exit 1; done
+
+test-long: build
 	$(BIN)/python -m pytest
+
+# `pip install .` as a user runs it: build isolation, a new environment that has torch and nothing else.
+test-install: $(VENV)/.deps
+	rm -rf build/install-venv && $(PYTHON) -m venv build/install-venv
+	build/install-venv/bin/pip install --quiet --disable-pip-version-check $(TORCH)
+	time build/install-venv/bin/pip install --disable-pip-version-check .
+	cd build && install-venv/bin/python -c "import bigmodel_ext; print('bigmodel_ext', bigmodel_ext.__version__, 'imports')"
+
+# One wheel for every torch: the wheel built here passes the op tests beside another torch (OTHER_TORCH, e.g. torch==2.10.0).
+OTHER_TORCH ?= torch==2.10.0
+OTHER_VENV ?= build/other-venv
+test-wheel: $(VENV)/.deps
+	$(BIN)/pip wheel --quiet --disable-pip-version-check --no-build-isolation --no-deps --wheel-dir dist .
+	test -d $(OTHER_VENV) || $(PYTHON) -m venv $(OTHER_VENV)
+	$(OTHER_VENV)/bin/pip install --quiet --disable-pip-version-check $(OTHER_TORCH) numpy safetensors packaging pytest hypothesis
+	$(OTHER_VENV)/bin/pip install --quiet --disable-pip-version-check --no-index --no-deps --force-reinstall dist/*.whl
+	$(OTHER_VENV)/bin/python -c "import torch; print('torch', torch.__version__)"
+	$(OTHER_VENV)/bin/python -m pytest -m "not long" $(OP_TESTS)
+
+# The op tests on an AddressSanitizer + UndefinedBehaviorSanitizer build; leaks are the interpreter's own.
+asan: $(VENV)/.deps
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps --upgrade --target build/asan-site \
+	  --config-settings=cmake.define.BIGMODEL_SANITIZE=ON --config-settings=cmake.define.BIGMODEL_CUDA=OFF \
+	  --config-settings=build-dir=build/asan .
+	PYTHONPATH=build/asan-site ASAN_OPTIONS=detect_leaks=0 LD_PRELOAD=$$($(CXX) -print-file-name=libasan.so) \
+	  $(BIN)/python -m pytest -m "not long" -k "not compile" $(OP_TESTS)
+
+# Nothing else may run meanwhile.
+bench: build
+	$(BIN)/python -m bench.bench_int8
+	$(BIN)/python -m bench.bench_sparse
+	$(BIN)/python -m bench.bench_dropout
+	$(BIN)/python -m bench.bench_overhead
+
+# The README's table, from the rows that `make bench` wrote.
+figures: $(VENV)/.deps
+	$(BIN)/python -m bench.readme
 
 lint: $(VENV)/.deps
 	$(BIN)/ruff check python tests bench
@@ -37,5 +84,8 @@ format: $(VENV)/.deps
 	$(BIN)/ruff check --fix python tests bench
 	find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' | xargs $(BIN)/clang-format -i
 
+hooks: $(VENV)/.deps
+	$(BIN)/pre-commit install
+
 clean:
-	rm -rf build runs $(VENV)
+	rm -rf build dist runs $(VENV)

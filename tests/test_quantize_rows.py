@@ -16,7 +16,10 @@ def test_equals_the_reference(isa, threads, dtype, k):
     q, scale = F.quantize_rows(x)
     q_ref, scale_ref = _reference.quantize_rows(x)
     assert torch.equal(q, q_ref)
-    assert torch.equal(scale, scale_ref, )
+    assert torch.equal(
+        scale,
+        scale_ref,
+    )
 
 
 def test_special_rows(isa):
@@ -24,7 +27,7 @@ def test_special_rows(isa):
     rows = [[0.0, -0.0, 0.0], [1.0, math.nan, 2.0], [1.0, math.inf, 2.0], [-math.inf, 0.0, 1.0], [tiny, -tiny, 0.0],
             [tiny * 0.99, 0.0, 0.0], [1e-45, 0.0, 0.0], [3.4e38, -3.4e38, 1.0], [127.0, 0.5, 1.5]]  # fmt: skip
     q, scale = F.quantize_rows(torch.tensor(rows))
-    assert q.tolist() == [[0] * 3, [0] * 3, [0] * 3, [0] * 3, [127, -127, 0], [0] * 3, [0] * 3, [127, -127, 0], [127, 0, 2]]
+    assert q.tolist() == [*[[0] * 3] * 4, [127, -127, 0], *[[0] * 3] * 2, [127, -127, 0], [127, 0, 2]]
     assert scale.isnan().tolist() == [False, True, True, True, False, False, False, False, False]
     assert scale[[0, 5, 6]].tolist() == [0.0, 0.0, 0.0]
 

@@ -6,9 +6,11 @@ import torch
 FLOOR_ULPS = 4
 
 
-def assert_as_accurate(ours: torch.Tensor, torchs: torch.Tensor, exact: torch.Tensor, scale: float | None = None) -> None:
-    """ours, torchs: same dtype; exact: float64. `scale` is the size of the summed terms (default: the largest result).
-    NaN and infinity must be where `exact` has them."""
+def assert_as_accurate(
+    ours: torch.Tensor, torchs: torch.Tensor, exact: torch.Tensor, scale: float | None = None
+) -> None:
+    """ours, torchs: same dtype; exact: float64. `scale` is the size of the summed terms (default: the largest
+    result). NaN and infinity must be where `exact` has them."""
     assert ours.shape == exact.shape, f"{tuple(ours.shape)} != {tuple(exact.shape)}"
     assert ours.dtype == torchs.dtype, f"{ours.dtype} != {torchs.dtype}"
     wide = ours.double()

@@ -35,10 +35,10 @@ struct ExchangeApi {
   uint32_t version_major;
   uint32_t version_minor;
   ExchangeApi* previous;
-  void* allocate;                                 // not used
-  void* export_owned;                             // not used
-  void* import_owned;                             // not used
-  int (*borrow)(void* py_object, Tensor* out);    // no ownership, no synchronisation; -1 with a Python error set
+  void* allocate;                               // not used
+  void* export_owned;                           // not used
+  void* import_owned;                           // not used
+  int (*borrow)(void* py_object, Tensor* out);  // no ownership, no synchronisation; -1 with a Python error set
   int (*current_stream)(int32_t device_type, int32_t device_id, void** out);
 };
 

@@ -9,7 +9,11 @@
 namespace py = pybind11;
 
 namespace bigmodel {
+void register_int8_linear(py::module_& m);
+void register_int8_mm(py::module_& m);
+void register_fused_dropout(py::module_& m);
 void register_quantize_rows(py::module_& m);
+void register_sparse_linear(py::module_& m);
 }
 
 PYBIND11_MODULE(_C, m) {
@@ -21,13 +25,17 @@ PYBIND11_MODULE(_C, m) {
       PyErr_SetString(PyExc_TypeError, e.what());
     }
   });
-  m.def("initialize", [](const py::capsule& exchange, uintptr_t parallel_for, uintptr_t num_threads) {
-    set_exchange_api(exchange);
+  m.def("initialize", [](const py::type& tensor_type, uintptr_t parallel_for, uintptr_t num_threads) {
+    set_exchange_api(tensor_type);
     set_thread_pool(reinterpret_cast<ParallelFor>(parallel_for), reinterpret_cast<GetNumThreads>(num_threads));
   });
   m.def("detected_isa", [] { return isa_name(detected_isa()); });
   m.def("active_isa", [] { return isa_name(active_isa()); });
   m.def("set_active_isa", &set_active_isa);
   m.def("num_threads", &num_threads);
+  register_int8_linear(m);
+  register_int8_mm(m);
+  register_fused_dropout(m);
   register_quantize_rows(m);
+  register_sparse_linear(m);
 }

@@ -4,16 +4,26 @@ namespace bigmodel {
 
 const char* dtype_name(DType dtype) {
   switch (dtype) {
-    case DType::f32: return "float32";
-    case DType::f64: return "float64";
-    case DType::f16: return "float16";
-    case DType::bf16: return "bfloat16";
-    case DType::i8: return "int8";
-    case DType::u8: return "uint8";
-    case DType::i16: return "int16";
-    case DType::i32: return "int32";
-    case DType::i64: return "int64";
-    case DType::unsupported: break;
+    case DType::f32:
+      return "float32";
+    case DType::f64:
+      return "float64";
+    case DType::f16:
+      return "float16";
+    case DType::bf16:
+      return "bfloat16";
+    case DType::i8:
+      return "int8";
+    case DType::u8:
+      return "uint8";
+    case DType::i16:
+      return "int16";
+    case DType::i32:
+      return "int32";
+    case DType::i64:
+      return "int64";
+    case DType::unsupported:
+      break;
   }
   return "an unsupported dtype";
 }
@@ -42,6 +52,14 @@ void check_ndim(const View& v, const char* name, int expected) {
 
 void check_contiguous(const View& v, const char* name) {
   BIGMODEL_CHECK(v.contiguous(), name, " must be contiguous, got shape ", shape_string(v));
+}
+
+void check_shape(const View& v, const char* name, std::initializer_list<int64_t> expected) {
+  View wanted = {};
+  for (const int64_t size : expected) wanted.sizes[wanted.ndim++] = size;
+  bool same = v.ndim == wanted.ndim;
+  for (int d = 0; same && d < v.ndim; ++d) same = v.sizes[d] == wanted.sizes[d];
+  BIGMODEL_CHECK(same, name, " must have shape ", shape_string(wanted), ", got ", shape_string(v));
 }
 
 void check_size(const View& v, const char* name, int dim, int64_t expected) {

@@ -45,8 +45,7 @@ void set_active_isa(const char* name) {
     active = static_cast<Isa>(i);
     return;
   }
-  throw std::invalid_argument(
-      message("BIGMODEL_ISA must be scalar, avx2, avx512 or avx512vnni, got '", name, "'"));
+  throw std::invalid_argument(message("BIGMODEL_ISA must be scalar, avx2, avx512 or avx512vnni, got '", name, "'"));
 }
 
 }  // namespace bigmodel

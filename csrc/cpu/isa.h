@@ -8,8 +8,8 @@ enum class Isa : int { scalar = 0, avx2 = 1, avx512 = 2, avx512vnni = 3 };
 constexpr int kIsaCount = 4;
 
 const char* isa_name(Isa isa);
-Isa detected_isa();                 // the best this processor (and its operating system) supports
-Isa active_isa();                   // what kernels use now
+Isa detected_isa();                     // the best this processor (and its operating system) supports
+Isa active_isa();                       // what kernels use now
 void set_active_isa(const char* name);  // throws if unknown or unsupported here
 
 // One kernel per instruction set; null where an op has no special version.

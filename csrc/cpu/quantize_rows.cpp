@@ -8,7 +8,12 @@
 
 namespace bigmodel {
 namespace {
+#if defined(__x86_64__)
+constexpr Variants<QuantizeRowsKernel> variants = {
+    {quantize_rows_scalar, quantize_rows_avx2, quantize_rows_avx512, nullptr}};
+#else
 constexpr Variants<QuantizeRowsKernel> variants = {{quantize_rows_scalar, nullptr, nullptr, nullptr}};
+#endif
 constexpr int64_t kGrainElements = 32768;  // below this, waking a second thread costs more than it saves
 
 int64_t element_size(DType dtype) { return dtype == DType::f32 ? 4 : 2; }

@@ -23,6 +23,8 @@ using QuantizeRowsKernel = void (*)(const void* x, DType dtype, int64_t rows, in
                                     int64_t q_stride, int zero_point, float* scale);
 
 void quantize_rows_scalar(const void*, DType, int64_t, int64_t, int64_t, uint8_t*, int64_t, int, float*);
+void quantize_rows_avx2(const void*, DType, int64_t, int64_t, int64_t, uint8_t*, int64_t, int, float*);
+void quantize_rows_avx512(const void*, DType, int64_t, int64_t, int64_t, uint8_t*, int64_t, int, float*);
 
 QuantizeRowsKernel quantize_rows_kernel();  // the active instruction set's
 

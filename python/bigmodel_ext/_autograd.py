@@ -1,12 +1,13 @@
 """Backward formulas, and nothing else. With W the (de-quantized) weight and g the gradient of the output:
 
-    int8_linear, int8_sparse_linear:  dx = g W           (rounding counts as the identity: straight-through)
-    sparse_linear:                    dx = g W,  dvalues = (g^T x) at the stored positions,  dbias = sum g
-    fused_dropout:                    dx = keep * scale * act'(x + bias) * g,  dbias = sum dx,  dresidual = g
+int8_linear, int8_sparse_linear:  dx = g W           (rounding counts as the identity: straight-through)
+sparse_linear:                    dx = g W,  dvalues = (g^T x) at the stored positions,  dbias = sum g
+fused_dropout:                    dx = keep * scale * act'(x + bias) * g,  dbias = sum dx,  dresidual = g
 """
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -20,7 +21,10 @@ _ops = torch.ops.bigmodel_ext
 
 def _column_sums(grad: Tensor, bias: Tensor | None) -> Tensor | None:
     """The gradient of a bias that was added to every row."""
-    return None if bias is None else grad.reshape(-1, grad.shape[-1]).sum(0, dtype=torch.promote_types(grad.dtype, torch.float32)).to(bias.dtype)
+    if bias is None:
+        return None
+    rows = grad.reshape(math.prod(grad.shape[:-1]), grad.shape[-1])
+    return rows.sum(0, dtype=torch.promote_types(grad.dtype, torch.float32)).to(bias.dtype)
 
 
 def _register(name: str, setup: Any, backward: Any) -> None:

@@ -26,6 +26,7 @@ class Candidate:
     backend: str
     run: Callable[..., Any]
     refusal: Callable[..., str | None] = never  # why these arguments can't be taken, or None
+    late: bool = False  # `run` returns NotImplemented for what `refusal` refuses, so that asking first costs no call time
 
 
 @dataclass(frozen=True)
@@ -93,19 +94,25 @@ def register(device: str, candidates: dict[str, Candidate]) -> None:
 
 
 def _runner(name: str, candidates: list[Candidate]) -> Callable[..., Any]:
-    first = candidates[0]
-    rest = candidates[1:]
+    first, rest = candidates[0], candidates[1:]
+    run_first, refuse_first = first.run, first.refusal
 
-    def run(*args: Any) -> Any:
-        refusal = first.refusal(*args)
-        if refusal is None:
-            return first.run(*args)
+    def run_rest(*args: Any) -> Any:
         for candidate in rest:
             if candidate.refusal(*args) is None:
                 return candidate.run(*args)
-        raise RuntimeError(f"{name}: the forced backend '{first.backend}' cannot run this: {refusal}")
+        raise RuntimeError(f"{name}: the forced backend '{first.backend}' cannot run this: {refuse_first(*args)}")
 
-    return run
+    def ask_late(*args: Any) -> Any:
+        result = run_first(*args)
+        return run_rest(*args) if result is NotImplemented else result
+
+    def ask_first(*args: Any) -> Any:
+        return run_first(*args) if refuse_first(*args) is None else run_rest(*args)
+
+    if refuse_first is never:
+        return run_first
+    return ask_late if first.late else ask_first
 
 
 def explain(op: str, *args: Any) -> Choice:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from bigmodel_ext import _C
+import bigmodel_ext._C as _C
 
 ISAS = ("scalar", "avx2", "avx512", "avx512vnni")
 
@@ -21,11 +21,10 @@ def _address(library: ctypes.CDLL, symbol: str) -> int:
 
 
 def _initialize() -> None:
-    exchange = getattr(torch.Tensor, "__dlpack_c_exchange_api__", None)
-    if exchange is None:
+    if not hasattr(torch.Tensor, "__dlpack_c_exchange_api__"):
         raise ImportError(f"bigmodel_ext needs torch >= 2.10, found {torch.__version__}")
     library = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"))
-    _C.initialize(exchange, _address(library, "torch_parallel_for"), _address(library, "torch_get_num_threads"))
+    _C.initialize(torch.Tensor, _address(library, "torch_parallel_for"), _address(library, "torch_get_num_threads"))
     forced = os.environ.get("BIGMODEL_ISA")
     if forced:
         _C.set_active_isa(forced)
@@ -33,7 +32,16 @@ def _initialize() -> None:
 
 _initialize()
 
+int8_linear = _C.int8_linear
+int8_mm = _C.int8_mm
+fused_dropout = _C.fused_dropout
+fused_dropout_backward = _C.fused_dropout_backward
+fused_dropout_at = _C.fused_dropout_at
+philox_4x32 = _C.philox_4x32
 quantize_rows = _C.quantize_rows
+sparse_linear = _C.sparse_linear
+sparse_linear_grad_input = _C.sparse_linear_grad_input
+sparse_linear_grad_values = _C.sparse_linear_grad_values
 
 
 def active_isa() -> str:

@@ -40,6 +40,10 @@ def _require_shape(name: str, x: Tensor, *shape: int) -> None:
     _require(tuple(x.shape) == shape, lambda: f"{name} must have shape {list(shape)}, got {list(x.shape)}")
 
 
+def _require_matrix(name: str, x: Tensor) -> None:
+    _require(x.dim() == 2, lambda: f"{name} must have 2 dimensions, got shape {list(x.shape)}")
+
+
 def _require_features(x: Tensor) -> None:
     _require(x.dim() >= 1, lambda: f"x must have at least 1 dimension, got shape {list(x.shape)}")
 
@@ -56,13 +60,13 @@ def _require_k(k: int) -> None:
 
 def check_quantize_rows(x: Tensor) -> None:
     _require_dtype("x", x, *FLOATS)
-    _require(x.dim() == 2, lambda: f"x must have 2 dimensions, got shape {list(x.shape)}")
+    _require_matrix("x", x)
 
 
 def check_int8_mm(a: Tensor, b: Tensor) -> None:
     for name, t in (("a", a), ("b", b)):
         _require_dtype(name, t, torch.int8)
-        _require(t.dim() == 2, lambda name=name, t=t: f"{name} must have 2 dimensions, got shape {list(t.shape)}")
+        _require_matrix(name, t)
     _require(a.shape[1] == b.shape[1], lambda: f"a [M,K] and b [N,K] differ in K: {list(a.shape)} and {list(b.shape)}")
     _require_k(a.shape[1])
 

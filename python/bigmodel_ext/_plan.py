@@ -164,14 +164,9 @@ def _sparse(cls: type[CompressedLinear], entry: Entry, placed: dict[str, Any]) -
     most = n * (k if cls is SparseLinear else -(-k // 4))
     _require(1 <= panel <= 256, f"{entry['fqn']!r}: panel must be in [1, 256], got {panel}")
     _require(stored <= most, f"{entry['fqn']!r}: at most {most} entries can be stored, got {stored}")
-    if cls is SparseLinear:
-        layer = SparseLinear(k, n, entry["bias"], **placed, panel=panel)
-        layer.values = nn.Parameter(layer.values.detach().new_empty(stored))
-        layer.col = layer.col.new_empty(stored)
-        return layer
-    blocks = Int8SparseLinear(k, n, entry["bias"], **placed, panel=panel)
-    blocks.values, blocks.col = blocks.values.new_empty((stored, 4)), blocks.col.new_empty(stored)
-    return blocks
+    layer = (SparseLinear if cls is SparseLinear else Int8SparseLinear)(k, n, entry["bias"], **placed, panel=panel)
+    layer.resize(stored)
+    return layer
 
 
 def _without_bias(survey: Survey, place: Place, entry: Entry) -> nn.Module:

@@ -29,7 +29,8 @@ def int8_mm(a: Tensor, b: Tensor) -> Tensor:
 
 def unpack_int8(packed: Tensor, n: int, k: int) -> Tensor:
     """[ceil(N/64), ceil(K/4)+1, 64, 4] -> [N,K]; slab 0 holds the column sums (see formats.int8)."""
-    return packed[:, 1:].permute(0, 2, 1, 3).reshape(packed.shape[0] * packed.shape[2], -1)[:n, :k]
+    panels, slabs, columns, group = packed.shape
+    return packed[:, 1:].permute(0, 2, 1, 3).reshape(panels * columns, (slabs - 1) * group)[:n, :k]
 
 
 def _scaled(acc: Tensor, x_scale: Tensor, weight_scale: Tensor, bias: Tensor | None, x: Tensor) -> Tensor:
@@ -79,8 +80,9 @@ def sparse_linear_grad_input(
 def sparse_linear_grad_values(grad: Tensor, x: Tensor, crow: Tensor, col: Tensor, panel: int) -> Tensor:
     n, k = grad.shape[-1], x.shape[-1]
     rows, columns = panel_rows_columns(crow, col, n, panel)
+    m = math.prod(x.shape[:-1])
     wide = torch.promote_types(grad.dtype, torch.float32)
-    dense = grad.reshape(-1, n).to(wide).T @ x.reshape(-1, k).to(wide) if x.numel() else grad.new_zeros((n, k))
+    dense = grad.reshape(m, n).to(wide).T @ x.reshape(m, k).to(wide)
     return dense[rows, columns].to(grad.dtype)
 
 
@@ -95,7 +97,7 @@ def int8_sparse_linear(
     panel: int,
 ) -> Tensor:
     n, k = weight_scale.shape[0], x.shape[-1]
-    weight = sparse_to_dense(values, crow, col, n, -(-k // 4), panel).reshape(n, -1)[:, :k]
+    weight = sparse_to_dense(values, crow, col, n, -(-k // 4), panel).flatten(1)[:, :k]
     return int8_linear(x, weight, weight_scale, bias)
 
 

@@ -73,7 +73,8 @@ def test_matrices_stay_within_their_strength(name):
 
 @pytest.mark.parametrize(
     ("strengths", "message"),
-    [({"blur": 1.0}, "must be one of rotate, .* got 'blur'"), ({"noise": -1.0}, "noise must be finite and >= 0, got -1"),
+    [({"blur": 1.0}, "must be one of rotate, .* got 'blur'"),
+     ({"noise": -1.0}, "noise must be finite and >= 0, got -1"),
      ({"scale": float("nan")}, "scale must be finite and >= 0, got nan")],
 )  # fmt: skip
 def test_refuses(strengths, message):

@@ -33,14 +33,15 @@ def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def int8_mm(a: Tensor, b: Tensor) -> Tensor:
-    out = a.new_empty((a.shape[0], b.shape[0]), dtype=torch.int32)
-    _native.int8_mm(_dense(a), _dense(b), out)
+    out = a.new_empty(a.shape[:1] + b.shape[:1], dtype=torch.int32)
+    _native.int8_mm(a, b, out)
     return out
 
 
 def int8_linear(x: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | None) -> Tensor:
-    out = _rows(x, weight_scale.shape[0])
-    _native.int8_linear(_dense(x), _dense(weight), _dense(weight_scale), _optional_dense(bias), out)
+    n = weight_scale.shape[0] if weight_scale.dim() else 0  # a 0-d scale is refused in C++
+    out = x.new_empty(x.shape[0], n) if x.dim() == 2 else _rows(x, n)  # numbers cost half as much as a tuple
+    _native.int8_linear(x, weight, weight_scale, bias, out)
     return out
 
 
@@ -91,19 +92,38 @@ def int8_sparse_linear(
     return out
 
 
+def _dropout_bias(x: Tensor, bias: Tensor | None) -> Tensor | None:
+    """Contiguous, and float32 if it is a float that the kernel does not read."""
+    if bias is not None and bias.is_floating_point() and bias.dtype not in (torch.float32, x.dtype):
+        bias = bias.float()
+    return _optional_dense(bias)
+
+
 def fused_dropout(
     x: Tensor, bias: Tensor | None, residual: Tensor | None, seed: Tensor | None, p: float, activation: str
 ) -> Tensor:
-    out = torch.empty_like(x, memory_format=torch.contiguous_format)
-    _native.fused_dropout(_dense(x), _optional_dense(bias), _optional_dense(residual), seed, out, p, activation)
+    out = torch.empty_like(x)
+    if _native.fused_dropout(x, bias, residual, seed, out, p, activation):  # the kernel could take them as they are
+        return out
+    if x.dtype is torch.float64:
+        return NotImplemented
+    x = x.contiguous()
+    out = torch.empty_like(x)
+    _native.fused_dropout(x, _dropout_bias(x, bias), _optional_dense(residual), seed, out, p, activation)
     return out
 
 
 def fused_dropout_backward(
     grad: Tensor, x: Tensor, bias: Tensor | None, seed: Tensor | None, p: float, activation: str
 ) -> Tensor:
-    out = torch.empty_like(x, memory_format=torch.contiguous_format)
-    _native.fused_dropout_backward(_dense(grad), _dense(x), _optional_dense(bias), seed, out, p, activation)
+    out = torch.empty_like(x)
+    if _native.fused_dropout_backward(grad, x, bias, seed, out, p, activation):
+        return out
+    if x.dtype is torch.float64:
+        return NotImplemented
+    x = x.contiguous()
+    out = torch.empty_like(x)
+    _native.fused_dropout_backward(grad.contiguous(), x, _dropout_bias(x, bias), seed, out, p, activation)
     return out
 
 
@@ -115,5 +135,12 @@ _dispatch.register(
     "cpu",
     {
         "quantize_rows": Candidate("cpu", quantize_rows),
+        "int8_mm": Candidate("cpu", int8_mm),
+        "int8_linear": Candidate("cpu", int8_linear),
+        "sparse_linear": Candidate("cpu", sparse_linear, _double),
+        "sparse_linear_grad_input": Candidate("cpu", sparse_linear_grad_input, _double),
+        "sparse_linear_grad_values": Candidate("cpu", sparse_linear_grad_values, _double),
+        "fused_dropout": Candidate("cpu", fused_dropout, _double, late=True),
+        "fused_dropout_backward": Candidate("cpu", fused_dropout_backward, _double, late=True),
     },
 )

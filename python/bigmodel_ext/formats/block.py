@@ -34,4 +34,4 @@ def unpack(
 ) -> Tensor:
     """The inverse of :func:`pack`: int8 [N,K]."""
     dense = sparse_to_dense(values, crow, col, out_features, -(-in_features // 4), panel)
-    return dense.reshape(out_features, -1)[:, :in_features].contiguous()
+    return dense.flatten(1)[:, :in_features].contiguous()

@@ -99,15 +99,3 @@ class CompressedLinear(nn.Linear):
 def _as(buffer: Tensor | None, dtype: torch.dtype) -> Tensor:
     assert buffer is not None
     return buffer.view(dtype)
-
-
-def load_integers(
-    tensor: Tensor, name: str, dtype: torch.dtype, shape: tuple[int | None, ...], errors: list[str]
-) -> bool:
-    """Whether a tensor of a state dict has this dtype and shape (None: any size); if not, errors tells."""
-    fits = tensor.dim() == len(shape) and all(w in (None, s) for w, s in zip(shape, tensor.shape, strict=True))
-    if tensor.dtype == dtype and fits:
-        return True
-    wanted = ", ".join("any" if s is None else str(s) for s in shape)
-    errors.append(f"{name} must be {dtype} [{wanted}], got {tensor.dtype} {list(tensor.shape)}")
-    return False

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from bigmodel_ext import functional
 from bigmodel_ext.formats import int8
-from bigmodel_ext.nn._linear import CompressedLinear, load_integers, require_int8_exact, require_linear
+from bigmodel_ext.nn._linear import CompressedLinear, require_int8_exact, require_linear
 
 
 class Int8Linear(CompressedLinear):
@@ -97,9 +97,12 @@ class Int8Linear(CompressedLinear):
             unexpected_keys.remove(key)
         if key not in state_dict:
             missing_keys.append(key)
-        elif load_integers(state_dict[key], key, torch.int8, (self.out_features, self.in_features), error_msgs):
-            packed = int8.pack(state_dict[key])
-            if local_metadata.get("assign_to_params_buffers", False):
-                self.packed = packed
-            else:
-                self.packed.copy_(packed)
+            return
+        weight_q, shape = state_dict[key], (self.out_features, self.in_features)
+        if weight_q.dtype != torch.int8 or tuple(weight_q.shape) != shape:
+            got = f"{weight_q.dtype} {list(weight_q.shape)}"
+            error_msgs.append(f"{key} must be torch.int8 {list(shape)}, got {got}")
+        elif local_metadata.get("assign_to_params_buffers", False):
+            self.packed = int8.pack(weight_q)
+        else:
+            self.packed.copy_(int8.pack(weight_q))

@@ -8,11 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from bigmodel_ext import functional
-from bigmodel_ext.formats import block, csr
-from bigmodel_ext.nn._linear import CompressedLinear, load_integers, pruned, require_int8_exact, require_linear
+from bigmodel_ext.formats import block
+from bigmodel_ext.nn._linear import pruned, require_int8_exact, require_linear
+from bigmodel_ext.nn._pattern import PatternLinear
 
 
-class Int8SparseLinear(CompressedLinear):
+class Int8SparseLinear(PatternLinear):
     """:class:`Int8Linear` on a block-sparse weight: equal to it bit for bit on the same int8 weights.
 
     ``values`` int8 [blocks,4], ``crow`` int32, ``col`` uint8 (see ``formats.block``) and ``weight_scale`` float32 [N]
@@ -35,16 +36,10 @@ class Int8SparseLinear(CompressedLinear):
         panel: int = block.PANEL,
     ) -> None:
         super().__init__(in_features, out_features, bias, device, dtype)
-        self.panel = panel
-        self.values: Tensor
-        self.crow: Tensor
-        self.col: Tensor
         self.weight_scale: Tensor
         self.row_sum: Tensor
-        entries = -(-self._block_columns // panel) * out_features + 1
         self.register_buffer("values", torch.empty((0, 4), dtype=torch.int8, device=device))
-        self.register_buffer("crow", torch.zeros(entries, dtype=torch.int32, device=device))
-        self.register_buffer("col", torch.empty(0, dtype=torch.uint8, device=device))
+        self._register_pattern(panel, device)
         self.register_buffer("weight_scale", torch.zeros(out_features, dtype=torch.float32, device=device))
         self.register_buffer("row_sum", torch.zeros(out_features, dtype=torch.int32, device=device), persistent=False)
 
@@ -71,10 +66,6 @@ class Int8SparseLinear(CompressedLinear):
         return cls.from_dense(linear)
 
     @property
-    def _block_columns(self) -> int:
-        return -(-self.in_features // 4)
-
-    @property
     def weight_q(self) -> Tensor:
         """int8 [N,K], unpacked on each access."""
         return block.unpack(self.values, self.crow, self.col, self.out_features, self.in_features, self.panel)
@@ -95,32 +86,20 @@ class Int8SparseLinear(CompressedLinear):
             x, self.values, self.crow, self.col, self.weight_scale, self.row_sum, self.bias, panel=self.panel
         )
 
-    def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, blocks={self.values.shape[0]}"
+    @property
+    def columns(self) -> int:
+        """Blocks to a row: ceil(K / 4)."""
+        return -(-self.in_features // 4)
 
-    def _load_from_state_dict(
-        self,
-        state_dict: dict[str, Any],
-        prefix: str,
-        local_metadata: dict[str, Any],
-        strict: bool,
-        missing_keys: list[str],
-        unexpected_keys: list[str],
-        error_msgs: list[str],
-    ) -> None:
-        values, crow, col = (state_dict.get(prefix + name) for name in ("values", "crow", "col"))
-        if values is not None and crow is not None and col is not None:
-            if not load_integers(values, prefix + "values", torch.int8, (None, 4), error_msgs):
-                return
-            problem = csr.invalid(crow, col, self.out_features, self._block_columns, self.panel)
-            if problem or values.shape[:1] != col.shape:
-                error_msgs.append(f"{prefix}: {problem or f'{values.shape[0]} blocks for {col.shape[0]} columns'}")
-                return
-            if values.shape != self.values.shape:
-                self.values, self.col = self.values.new_empty(values.shape), self.col.new_empty(col.shape)
-        super()._load_from_state_dict(
-            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
-        )
-        self._keep_float32()
+    def resize(self, stored: int) -> None:
+        """Make room for another number of stored blocks; what they hold is undefined."""
+        self.values, self.col = self.values.new_empty((stored, 4)), self.col.new_empty(stored)
+
+    def _invalid_values(self, values: Tensor) -> str | None:
+        fits = values.dtype == torch.int8 and values.dim() == 2 and values.shape[1] == 4
+        return None if fits else f"values must be torch.int8 [blocks, 4], got {values.dtype} {list(values.shape)}"
+
+    def _load_from_state_dict(self, *args: Any) -> None:
+        super()._load_from_state_dict(*args)
         if not self.values.is_meta:
             self.row_sum = self.weight_q.sum(1, dtype=torch.int32)

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
 from bigmodel_ext import functional
 from bigmodel_ext.formats import csr
-from bigmodel_ext.nn._linear import CompressedLinear, require_linear
+from bigmodel_ext.nn._linear import require_linear
+from bigmodel_ext.nn._pattern import PatternLinear
 
 LAYOUTS = ("auto", "panel_csr")
 
 
-class SparseLinear(CompressedLinear):
+class SparseLinear(PatternLinear):
     """``y = x @ W.T + bias`` with W [N,K] in panel-CSR (see ``formats.csr``).
 
     ``values`` [nnz] is a Parameter: training moves the stored weights and keeps the pattern. ``crow`` int32 and ``col``
@@ -35,13 +34,8 @@ class SparseLinear(CompressedLinear):
         panel: int = csr.PANEL,
     ) -> None:
         super().__init__(in_features, out_features, bias, device, dtype)
-        self.panel = panel
-        self.crow: Tensor
-        self.col: Tensor
         self.values = nn.Parameter(torch.empty(0, device=device, dtype=dtype))
-        entries = -(-in_features // panel) * out_features + 1
-        self.register_buffer("crow", torch.zeros(entries, dtype=torch.int32, device=device))
-        self.register_buffer("col", torch.empty(0, dtype=torch.uint8, device=device))
+        self._register_pattern(panel, device)
 
     @classmethod
     def from_dense(cls, linear: nn.Linear, mask: Tensor | None = None, layout: str = "auto") -> SparseLinear:
@@ -63,7 +57,7 @@ class SparseLinear(CompressedLinear):
     @property
     def nnz(self) -> int:
         """How many weights are stored."""
-        return self.values.shape[0]
+        return self.col.shape[0]
 
     @property
     def weight(self) -> Tensor:  # type: ignore[override]
@@ -81,29 +75,17 @@ class SparseLinear(CompressedLinear):
             x, self.values, self.crow, self.col, self.bias, out_features=self.out_features, panel=self.panel
         )
 
-    def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, nnz={self.nnz}"
+    @property
+    def columns(self) -> int:
+        """K."""
+        return self.in_features
 
-    def _load_from_state_dict(
-        self,
-        state_dict: dict[str, Any],
-        prefix: str,
-        local_metadata: dict[str, Any],
-        strict: bool,
-        missing_keys: list[str],
-        unexpected_keys: list[str],
-        error_msgs: list[str],
-    ) -> None:
-        values, crow, col = (state_dict.get(prefix + name) for name in ("values", "crow", "col"))
-        if values is not None and crow is not None and col is not None:
-            problem = csr.invalid(crow, col, self.out_features, self.in_features, self.panel)
-            if problem or values.shape != col.shape:
-                error_msgs.append(f"{prefix}: {problem or f'{values.shape[0]} values for {col.shape[0]} columns'}")
-                return
-            if values.shape != self.values.shape:
-                self.values.data = self.values.data.new_empty(values.shape)
-                self.values.grad = None
-                self.col = self.col.new_empty(col.shape)
-        super()._load_from_state_dict(
-            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
-        )
+    def resize(self, stored: int) -> None:
+        """Make room for another number of stored weights (the same Parameter); what they hold is undefined."""
+        self.values.data = self.values.data.new_empty(stored)
+        self.values.grad = None
+        self.col = self.col.new_empty(stored)
+
+    def _invalid_values(self, values: Tensor) -> str | None:
+        fits = values.dim() == 1 and values.is_floating_point()
+        return None if fits else f"values must be floating point [nnz], got {values.dtype} {list(values.shape)}"

@@ -1,0 +1,99 @@
+// As quantize_rows_avx512.cpp, 8 elements at a time; the elements of a row past the last 8 go one by one.
+#include <immintrin.h>
+
+#include <cstring>
+
+#include "../common/half.h"
+#include "quantize_rows.h"
+
+namespace bigmodel {
+namespace {
+
+template <DType dtype>
+inline __m256 load8(const void* x, int64_t i) {
+  if (dtype == DType::f32) return _mm256_loadu_ps(static_cast<const float*>(x) + i);
+  const __m128i h = _mm_loadu_si128(reinterpret_cast<const __m128i*>(static_cast<const uint16_t*>(x) + i));
+  if (dtype == DType::f16) return _mm256_cvtph_ps(h);
+  return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(h), 16));
+}
+
+template <DType dtype>
+inline float load1(const void* x, int64_t i) {
+  if (dtype == DType::f32) return static_cast<const float*>(x)[i];
+  const uint16_t h = static_cast<const uint16_t*>(x)[i];
+  return dtype == DType::bf16 ? bf16_to_float(h) : f16_to_float(h);
+}
+
+// Without its sign a float's bit pattern orders as an integer, with infinity and then NaN on top.
+template <DType dtype>
+uint32_t largest_magnitude(const void* x, int64_t row, int64_t k) {
+  const __m256i no_sign = _mm256_set1_epi32(0x7fffffff);
+  __m256i best0 = _mm256_setzero_si256(), best1 = best0;
+  int64_t i = 0;
+  for (; i + 16 <= k; i += 16) {
+    best0 = _mm256_max_epu32(best0, _mm256_and_si256(_mm256_castps_si256(load8<dtype>(x, row + i)), no_sign));
+    best1 = _mm256_max_epu32(best1, _mm256_and_si256(_mm256_castps_si256(load8<dtype>(x, row + i + 8)), no_sign));
+  }
+  alignas(32) uint32_t lanes[8];
+  _mm256_store_si256(reinterpret_cast<__m256i*>(lanes), _mm256_max_epu32(best0, best1));
+  uint32_t best = 0;
+  for (int j = 0; j < 8; ++j) best = lanes[j] > best ? lanes[j] : best;
+  for (; i < k; ++i) {
+    const uint32_t bits = float_to_bits(load1<dtype>(x, row + i)) & 0x7fffffffu;
+    best = bits > best ? bits : best;
+  }
+  return best;
+}
+
+template <DType dtype>
+void quantize_row(const void* x, int64_t row, int64_t k, float inverse, int zero_point, uint8_t* q) {
+  const __m256 factor = _mm256_set1_ps(inverse);
+  // Packing to 16 and then 8 bits works within 128-bit halves; q is in range, so its low bytes are what is wanted.
+  const __m256i low_bytes = _mm256_setr_epi8(0, 4, 8, 12, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1,  //
+                                             0, 4, 8, 12, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1);
+  const __m256i zero = _mm256_set1_epi32(zero_point);
+  int64_t i = 0;
+  for (; i + 8 <= k; i += 8) {
+    const __m256i rounded = _mm256_cvtps_epi32(_mm256_mul_ps(load8<dtype>(x, row + i), factor));  // half to even
+    const __m256i bytes = _mm256_shuffle_epi8(_mm256_add_epi32(rounded, zero), low_bytes);
+    const __m128i joined = _mm_unpacklo_epi32(_mm256_castsi256_si128(bytes), _mm256_extracti128_si256(bytes, 1));
+    _mm_storel_epi64(reinterpret_cast<__m128i*>(q + i), joined);
+  }
+  for (; i < k; ++i)
+    q[i] = static_cast<uint8_t>(_mm_cvtss_si32(_mm_set_ss(load1<dtype>(x, row + i) * inverse)) + zero_point);
+}
+
+template <DType dtype>
+void quantize(const void* x, int64_t rows, int64_t k, int64_t x_stride, uint8_t* q, int64_t q_stride, int zero_point,
+              float* scale) {
+  for (int64_t m = 0; m < rows; ++m, q += q_stride) {
+    const int64_t row = m * x_stride;
+    const uint32_t bits = largest_magnitude<dtype>(x, row, k);
+    const float absmax = bits_to_float(bits);
+    const bool finite = bits < 0x7f800000u;
+    if (!finite || absmax < kSmallestQuantizable) {
+      scale[m] = finite ? 0.0f : bits_to_float(0x7fc00000u);
+      std::memset(q, zero_point, static_cast<size_t>(q_stride));
+      continue;
+    }
+    scale[m] = absmax / 127.0f;
+    quantize_row<dtype>(x, row, k, 127.0f / absmax, zero_point, q);
+    if (q_stride > k) std::memset(q + k, zero_point, static_cast<size_t>(q_stride - k));
+  }
+}
+
+}  // namespace
+
+void quantize_rows_avx2(const void* x, DType dtype, int64_t rows, int64_t k, int64_t x_stride, uint8_t* q,
+                        int64_t q_stride, int zero_point, float* scale) {
+  switch (dtype) {
+    case DType::f32:
+      return quantize<DType::f32>(x, rows, k, x_stride, q, q_stride, zero_point, scale);
+    case DType::bf16:
+      return quantize<DType::bf16>(x, rows, k, x_stride, q, q_stride, zero_point, scale);
+    default:
+      return quantize<DType::f16>(x, rows, k, x_stride, q, q_stride, zero_point, scale);
+  }
+}
+
+}  // namespace bigmodel

@@ -1,0 +1,112 @@
+// The vector operations that fused_dropout_vector.h is written in, for AVX-512. Only for *_avx512.cpp files; all in an
+// anonymous namespace, so nothing compiled here can be linked into another file. GCC's and Clang's operators (+ - * /)
+// work on __m512 directly.
+#pragma once
+
+#include <immintrin.h>
+
+#include "../common/philox.h"
+#include "../common/view.h"
+
+namespace bigmodel {
+namespace {
+
+constexpr int kLanes = 16;
+using Floats = __m512;
+using Mask = __mmask16;
+
+inline Floats set(float v) { return _mm512_set1_ps(v); }
+inline Floats fma(Floats a, Floats b, Floats c) { return _mm512_fmadd_ps(a, b, c); }
+inline Floats fnma(Floats a, Floats b, Floats c) { return _mm512_fnmadd_ps(a, b, c); }  // c - a b
+inline Floats fms(Floats a, Floats b, Floats c) { return _mm512_fmsub_ps(a, b, c); }    // a b - c
+// Of a bound and a value: NaN in the value stays (the instruction returns its second operand).
+inline Floats at_least(float bound, Floats v) { return _mm512_max_ps(set(bound), v); }
+inline Floats at_most(float bound, Floats v) { return _mm512_min_ps(set(bound), v); }
+inline Floats magnitude(Floats v) { return _mm512_abs_ps(v); }
+inline Floats with_sign_of(Floats v, Floats sign) {
+  const __m512i bit = _mm512_set1_epi32(static_cast<int>(0x80000000u));
+  return _mm512_castsi512_ps(_mm512_ternarylogic_epi32(bit, _mm512_castps_si512(sign), _mm512_castps_si512(v), 0xCA));
+}
+inline Floats rounded(Floats v) { return _mm512_roundscale_ps(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+inline Floats times_power_of_2(Floats v, Floats n) { return _mm512_scalef_ps(v, n); }
+inline Mask below(Floats a, Floats b) { return _mm512_cmp_ps_mask(a, b, _CMP_LT_OQ); }
+inline Mask not_above(Floats a, Floats b) { return _mm512_cmp_ps_mask(a, b, _CMP_LE_OQ); }
+inline Floats choose(Mask m, Floats yes, Floats no) { return _mm512_mask_blend_ps(m, no, yes); }
+
+template <DType D>
+Floats load(const void* base, int64_t i) {
+  if (D == DType::f32) return _mm512_loadu_ps(static_cast<const float*>(base) + i);
+  const __m256i h = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(static_cast<const uint16_t*>(base) + i));
+  if (D == DType::f16) return _mm512_cvtph_ps(h);
+  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(h), 16));
+}
+
+inline __m256i to_bf16(Floats v) {
+  const __m512i bits = _mm512_castps_si512(v), high = _mm512_srli_epi32(bits, 16);
+  const __m512i odd = _mm512_and_si512(high, _mm512_set1_epi32(1));
+  const __m512i even = _mm512_srli_epi32(_mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), odd), 16);
+  const Mask nan = _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q);
+  return _mm512_cvtepi32_epi16(_mm512_mask_or_epi32(even, nan, high, _mm512_set1_epi32(0x40)));
+}
+
+template <DType D>
+void store(void* base, int64_t i, Floats v, bool stream) {
+  if (D == DType::f32) {
+    float* p = static_cast<float*>(base) + i;
+    stream ? _mm512_stream_ps(p, v) : _mm512_storeu_ps(p, v);
+  } else {
+    auto* p = reinterpret_cast<__m256i*>(static_cast<uint16_t*>(base) + i);
+    const __m256i h = D == DType::f16 ? _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC) : to_bf16(v);
+    stream ? _mm256_stream_si256(p, h) : _mm256_storeu_si256(p, h);
+  }
+}
+
+// Which of 64 elements are kept: bit i for element i.
+struct Keep {
+  uint64_t bits;
+  Mask vector(int v) const { return static_cast<Mask>(bits >> (v * kLanes)); }
+};
+
+inline Keep keep_all() { return {~uint64_t{0}}; }
+
+// Eight Philox blocks side by side: one 32-bit word to a 64-bit lane, whose upper half is never looked at, since
+// vpmuludq reads the lower halves only.
+class DropoutMask {
+ public:
+  DropoutMask(uint64_t seed, uint32_t threshold) : threshold_(_mm512_set1_epi16(static_cast<short>(threshold))) {
+    for (uint32_t r = 0; r < kPhiloxRounds; ++r) {
+      key0_[r] = _mm512_set1_epi64(static_cast<uint32_t>(seed) + r * kPhiloxWeyl0);
+      key1_[r] = _mm512_set1_epi64(static_cast<uint32_t>(seed >> 32) + r * kPhiloxWeyl1);
+    }
+  }
+
+  Keep at(uint64_t block) const {
+    const __m512i m0 = _mm512_set1_epi64(kPhiloxMultiplier0), m1 = _mm512_set1_epi64(kPhiloxMultiplier1);
+    // In this order the unpacks below leave the blocks in sequence.
+    const __m512i counter = _mm512_add_epi64(_mm512_set1_epi64(static_cast<int64_t>(block)),
+                                             _mm512_setr_epi64(0, 4, 1, 5, 2, 6, 3, 7));
+    // Words 2 and 3 of the counter are 0, which leaves this of the first round:
+    __m512i c3 = _mm512_mul_epu32(counter, m0), c1 = _mm512_setzero_si512();
+    __m512i c0 = _mm512_xor_si512(_mm512_srli_epi64(counter, 32), key0_[0]);
+    __m512i c2 = _mm512_xor_si512(_mm512_srli_epi64(c3, 32), key1_[0]);
+#pragma GCC unroll 9
+    for (int r = 1; r < kPhiloxRounds; ++r) {
+      const __m512i p0 = _mm512_mul_epu32(c0, m0), p1 = _mm512_mul_epu32(c2, m1);
+      c0 = _mm512_ternarylogic_epi64(_mm512_srli_epi64(p1, 32), c1, key0_[r], 0x96);
+      c2 = _mm512_ternarylogic_epi64(_mm512_srli_epi64(p0, 32), c3, key1_[r], 0x96);
+      c1 = p1;
+      c3 = p0;
+    }
+    const __m512i front = _mm512_mask_shuffle_epi32(c0, 0xAAAA, c1, static_cast<_MM_PERM_ENUM>(0xA0));
+    const __m512i back = _mm512_mask_shuffle_epi32(c2, 0xAAAA, c3, static_cast<_MM_PERM_ENUM>(0xA0));
+    const uint64_t low = _mm512_cmpge_epu16_mask(_mm512_unpacklo_epi64(front, back), threshold_);
+    const uint64_t high = _mm512_cmpge_epu16_mask(_mm512_unpackhi_epi64(front, back), threshold_);
+    return {low | high << 32};
+  }
+
+ private:
+  __m512i key0_[kPhiloxRounds], key1_[kPhiloxRounds], threshold_;
+};
+
+}  // namespace
+}  // namespace bigmodel

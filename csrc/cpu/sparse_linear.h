@@ -1,0 +1,53 @@
+// y[m,n] = sum over stored (n,k) of x[m,k] * W[n,k], + bias[n]; sums in float32, one rounding to x's dtype.
+// W is in the layout of panel_csr.h with float32 values, or values of x's dtype. The two gradients:
+//
+//   dx[m,k] = sum over stored (n,k) of grad[m,n] * W[n,k]
+//   dvalues[i] = sum_m grad[m, n_i] * x[m, k_i]               for stored entry i = (n_i, k_i)
+//
+// A product with a stored entry follows IEEE 754, so a stored 0 times NaN is NaN; what is not stored sees nothing.
+//
+// The sparse matrix is the left operand: an entry is one number broadcast, multiplied with that column of up to 64
+// rows of activations (a tile, transposed; tiles.h) and added to the 64 sums of its row, which stay in registers. A
+// panel's tile is at most 128 x 64 floats = 32 KiB by default: it stays in the first-level cache while the panel's
+// entries stream past it once.
+//
+// The same result for any number of threads: threads share tiles, rows or panels, never one sum.
+#pragma once
+
+#include <cstdint>
+
+#include "../common/view.h"
+
+namespace bigmodel {
+
+// One thread's share each. `crow` points at the first row's start, of `rows` rows; `values` (float32, bfloat16,
+// float16) and `col` at the matrix's first entry. A tile's panel has 256 accessible columns; width as in tiles.h.
+struct SparseKernels {
+  // y [rows][width] += W's panel times x, the panel's tile [256][width].
+  void (*multiply)(const float* x, int64_t width, const void* values, DType dtype, const uint8_t* col,
+                   const int32_t* crow, int64_t rows, float* y);
+
+  // y [rows] = W times one row x [panels * panel + 256], over all panels; row n of panel p is crow[p * n_stride + n].
+  void (*multiply_row)(const float* x, const void* values, DType dtype, const uint8_t* col, const int32_t* crow,
+                       int64_t n_stride, int64_t panels, int64_t panel, int64_t rows, float* y);
+
+  // dx [256][width] += W's panel, transposed, times grad [rows][width].
+  void (*grad_input)(const float* grad, int64_t width, const void* values, DType dtype, const uint8_t* col,
+                     const int32_t* crow, int64_t rows, float* dx);
+
+  // dvalues[i] (+)= grad's row times x's column, for the entries i of the panel's rows; `add` says whether to add.
+  void (*grad_values)(const float* grad, const float* x, int64_t width, const uint8_t* col, const int32_t* crow,
+                      int64_t rows, bool add, float* dvalues);
+};
+
+extern const SparseKernels sparse_kernels_scalar, sparse_kernels_avx2, sparse_kernels_avx512;
+
+// x [..., K], out [..., N], grad [..., N]; bias may be null.
+void sparse_linear(const View& x, const View& values, const View& crow, const View& col, const View* bias,
+                   const View& out, int64_t panel);
+void sparse_linear_grad_input(const View& grad, const View& values, const View& crow, const View& col, const View& out,
+                              int64_t panel);
+void sparse_linear_grad_values(const View& grad, const View& x, const View& crow, const View& col, const View& out,
+                               int64_t panel);
+
+}  // namespace bigmodel

@@ -1,0 +1,62 @@
+"""One of each converted layer, and models made of them, for tests that hold for all."""
+
+import bigmodel_ext as bm
+import torch
+from torch import nn
+
+IN, OUT = 37, 70  # no multiple of any tile
+
+
+def dense(bias: bool = True, sparsity: float = 0.5, dtype: torch.dtype = torch.float32) -> nn.Linear:
+    linear = nn.Linear(IN, OUT, bias=bias)
+    with torch.no_grad():
+        linear.weight[torch.rand(OUT, IN) < sparsity] = 0.0
+    return linear.to(dtype)
+
+
+LINEARS = {
+    "int8": lambda **kw: bm.nn.Int8Linear.from_float(dense(**kw)),
+    "sparse": lambda **kw: bm.nn.SparseLinear.from_dense(dense(**kw)),
+    "int8_sparse": lambda **kw: bm.nn.Int8SparseLinear.from_dense(dense(**kw)),
+}
+FRESH = {
+    "int8": lambda **kw: bm.nn.Int8Linear(IN, OUT, **kw),
+    "sparse": lambda **kw: bm.nn.SparseLinear(IN, OUT, **kw),
+    "int8_sparse": lambda **kw: bm.nn.Int8SparseLinear(IN, OUT, **kw),
+}
+
+
+def fused_dropout() -> nn.Module:
+    layer = bm.nn.FusedDropout(0.25, "gelu", IN)
+    nn.init.normal_(layer.bias)
+    return layer
+
+
+LAYERS = {**LINEARS, "dropout": fused_dropout}
+
+
+class Mlp(nn.Module):
+    """A residual block whose forward is a straight line."""
+
+    def __init__(self, width: int, activation: nn.Module | None = None, p: float = 0.1) -> None:
+        super().__init__()
+        self.width = width
+        self.fc1, self.act, self.drop1 = nn.Linear(width, 2 * width), activation or nn.GELU(), nn.Dropout(p)
+        self.fc2, self.drop2 = nn.Linear(2 * width, width), nn.Dropout(p)
+
+    def forward(self, x):
+        return x + self.drop2(self.fc2(self.drop1(self.act(self.fc1(x)))))
+
+
+def network(width: int = 24, p: float = 0.1) -> nn.Sequential:
+    """A run of everything that conversion knows, in eval mode; takes [..., 7, width]."""
+    run = nn.Sequential(nn.Linear(width, 40), nn.ReLU(), nn.Dropout(p), nn.Linear(40, width), nn.Dropout(p))
+    encoder = nn.TransformerEncoderLayer(width, 2, dim_feedforward=48, dropout=p, batch_first=True)
+    return nn.Sequential(run, Mlp(width, p=p), encoder, nn.BatchNorm1d(7), nn.Linear(width, 10)).eval()
+
+
+def convert_all(model: nn.Sequential) -> nn.Sequential:
+    bm.fuse_dropout_(model)
+    bm.sparsify_(model, bm.UnstructuredSparseWeightConfig(0.7), lambda m, fqn: fqn == "0.3")
+    bm.sparsify_(model, bm.Int8BlockSparseWeightConfig(0.5), lambda m, fqn: fqn == "1.fc2")
+    return bm.quantize_(model, bm.Int8DynamicActivationInt8WeightConfig())
