@@ -10,6 +10,15 @@ def isa(request):
         yield request.param
 
 
+@pytest.fixture
+def one_thread():
+    """For small work: waking a second thread takes longer, the more so on a busy machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(params=[1, 2])
 def threads(request):
     before = torch.get_num_threads()

@@ -9,25 +9,28 @@ namespace bigmodel {
 void register_sparse_linear(py::module_& m) {
   m.def("sparse_linear", [](py::handle x, py::handle values, py::handle crow, py::handle col, py::handle bias,
                             py::handle out, int64_t panel) {
-    const View vx = view(x, "x"), vvalues = view(values, "values"), vcrow = view(crow, "crow"), vcol = view(col, "col");
-    const std::optional<View> vbias = optional_view(bias, "bias");
+    const DenseTensor dx = dense(x, "x"), dvalues = dense(values, "values"), dcrow = dense(crow, "crow");
+    const DenseTensor dcol = dense(col, "col");
+    const std::optional<DenseTensor> dbias = optional_dense(bias, "bias");
     const View vout = view(out, "out");
     py::gil_scoped_release unlocked;
-    sparse_linear(vx, vvalues, vcrow, vcol, vbias ? &*vbias : nullptr, vout, panel);
+    sparse_linear(dx.view, dvalues.view, dcrow.view, dcol.view, dbias ? &dbias->view : nullptr, vout, panel);
   });
-  m.def("sparse_linear_grad_input", [](py::handle grad, py::handle values, py::handle crow, py::handle col,
-                                       py::handle out, int64_t panel) {
-    const View vgrad = view(grad, "grad"), vvalues = view(values, "values"), vcrow = view(crow, "crow");
-    const View vcol = view(col, "col"), vout = view(out, "out");
-    py::gil_scoped_release unlocked;
-    sparse_linear_grad_input(vgrad, vvalues, vcrow, vcol, vout, panel);
-  });
-  m.def("sparse_linear_grad_values",
-        [](py::handle grad, py::handle x, py::handle crow, py::handle col, py::handle out, int64_t panel) {
-          const View vgrad = view(grad, "grad"), vx = view(x, "x"), vcrow = view(crow, "crow"), vcol = view(col, "col");
+  m.def("sparse_linear_grad_input",
+        [](py::handle grad, py::handle values, py::handle crow, py::handle col, py::handle out, int64_t panel) {
+          const DenseTensor dgrad = dense(grad, "grad"), dvalues = dense(values, "values"), dcrow = dense(crow, "crow");
+          const DenseTensor dcol = dense(col, "col");
           const View vout = view(out, "out");
           py::gil_scoped_release unlocked;
-          sparse_linear_grad_values(vgrad, vx, vcrow, vcol, vout, panel);
+          sparse_linear_grad_input(dgrad.view, dvalues.view, dcrow.view, dcol.view, vout, panel);
+        });
+  m.def("sparse_linear_grad_values",
+        [](py::handle grad, py::handle x, py::handle crow, py::handle col, py::handle out, int64_t panel) {
+          const DenseTensor dgrad = dense(grad, "grad"), dx = dense(x, "x"), dcrow = dense(crow, "crow");
+          const DenseTensor dcol = dense(col, "col");
+          const View vout = view(out, "out");
+          py::gil_scoped_release unlocked;
+          sparse_linear_grad_values(dgrad.view, dx.view, dcrow.view, dcol.view, vout, panel);
         });
 }
 

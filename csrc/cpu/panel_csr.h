@@ -51,8 +51,8 @@ inline int64_t part_begin(int64_t total, int64_t parts, int64_t step, int64_t i)
 // Below this many multiply-adds a second thread costs more than it saves.
 constexpr int64_t kSerialWork = 100'000;
 
-// Calls body(tile, begin, end) for every tile of 64 rows of M and a partition of [0, size), at multiples of `step`, that
-// gives each thread something to do. The body returns false if it found no memory; then std::bad_alloc is thrown.
+// Calls body(tile, begin, end) for every tile of 64 rows of M and a partition of [0, size), at multiples of `step`,
+// that gives each thread something to do. The body returns false if it found no memory; then std::bad_alloc is thrown.
 template <typename Body>
 void for_each_tile(int64_t m, int64_t size, int64_t step, int64_t work, Body&& body) {
   if (m == 0) return;

@@ -24,8 +24,8 @@ struct F16 {
   }
 };
 
-// W vectors of 8: with the 8 of a full tile their sums hide each other's latency; narrow tiles take several entries at a
-// time into sums of their own.
+// W vectors of 8: with the 8 of a full tile their sums hide each other's latency; narrow tiles take several entries at
+// a time into sums of their own.
 template <typename V, int W>
 void multiply(const float* x, const void* values, const uint8_t* col, const int32_t* crow, int64_t rows, float* y) {
   constexpr int kSets = W == 2 ? 4 : W == 8 ? 1 : 2;
@@ -65,8 +65,7 @@ void grad_input(const float* grad, const void* values, const uint8_t* col, const
     for (int64_t i = crow[r]; i < crow[r + 1]; ++i) {
       const __m256 v = V::broadcast(values, i);
       float* to = dx + col[i] * (W * 8);
-      for (int w = 0; w < W; ++w)
-        _mm256_storeu_ps(to + w * 8, _mm256_fmadd_ps(v, g[w], _mm256_loadu_ps(to + w * 8)));
+      for (int w = 0; w < W; ++w) _mm256_storeu_ps(to + w * 8, _mm256_fmadd_ps(v, g[w], _mm256_loadu_ps(to + w * 8)));
     }
   }
 }
@@ -132,10 +131,14 @@ template <typename V>
 void multiply_any(const float* x, int64_t width, const void* values, const uint8_t* col, const int32_t* crow,
                   int64_t rows, float* y) {
   switch (width) {
-    case 16: return multiply<V, 2>(x, values, col, crow, rows, y);
-    case 32: return multiply<V, 4>(x, values, col, crow, rows, y);
-    case 48: return multiply<V, 6>(x, values, col, crow, rows, y);
-    default: return multiply<V, 8>(x, values, col, crow, rows, y);
+    case 16:
+      return multiply<V, 2>(x, values, col, crow, rows, y);
+    case 32:
+      return multiply<V, 4>(x, values, col, crow, rows, y);
+    case 48:
+      return multiply<V, 6>(x, values, col, crow, rows, y);
+    default:
+      return multiply<V, 8>(x, values, col, crow, rows, y);
   }
 }
 
@@ -143,10 +146,14 @@ template <typename V>
 void grad_input_any(const float* grad, int64_t width, const void* values, const uint8_t* col, const int32_t* crow,
                     int64_t rows, float* dx) {
   switch (width) {
-    case 16: return grad_input<V, 2>(grad, values, col, crow, rows, dx);
-    case 32: return grad_input<V, 4>(grad, values, col, crow, rows, dx);
-    case 48: return grad_input<V, 6>(grad, values, col, crow, rows, dx);
-    default: return grad_input<V, 8>(grad, values, col, crow, rows, dx);
+    case 16:
+      return grad_input<V, 2>(grad, values, col, crow, rows, dx);
+    case 32:
+      return grad_input<V, 4>(grad, values, col, crow, rows, dx);
+    case 48:
+      return grad_input<V, 6>(grad, values, col, crow, rows, dx);
+    default:
+      return grad_input<V, 8>(grad, values, col, crow, rows, dx);
   }
 }
 
@@ -167,10 +174,14 @@ void grad_input_entry(const float* grad, int64_t width, const void* values, DTyp
 void grad_values_entry(const float* grad, const float* x, int64_t width, const uint8_t* col, const int32_t* crow,
                        int64_t rows, bool add, float* dvalues) {
   switch (width) {
-    case 16: return grad_values<2>(grad, x, col, crow, rows, add, dvalues);
-    case 32: return grad_values<4>(grad, x, col, crow, rows, add, dvalues);
-    case 48: return grad_values<6>(grad, x, col, crow, rows, add, dvalues);
-    default: return grad_values<8>(grad, x, col, crow, rows, add, dvalues);
+    case 16:
+      return grad_values<2>(grad, x, col, crow, rows, add, dvalues);
+    case 32:
+      return grad_values<4>(grad, x, col, crow, rows, add, dvalues);
+    case 48:
+      return grad_values<6>(grad, x, col, crow, rows, add, dvalues);
+    default:
+      return grad_values<8>(grad, x, col, crow, rows, add, dvalues);
   }
 }
 

@@ -7,6 +7,7 @@ namespace {
 
 // How values of each dtype are read: one broadcast, 8 for the matrix products, or 16 (of which `mask` are wanted).
 struct F32 {
+  static constexpr int kBytes = 4;
   static __m512 broadcast(const void* values, int64_t i) {
     return _mm512_set1_ps(static_cast<const float*>(values)[i]);
   }
@@ -20,6 +21,7 @@ struct F32 {
 };
 
 struct Bf16 {
+  static constexpr int kBytes = 2;
   static __m512 broadcast(const void* values, int64_t i) {
     const uint32_t bits = static_cast<const uint16_t*>(values)[i];
     return _mm512_castsi512_ps(_mm512_set1_epi32(static_cast<int>(bits << 16)));
@@ -35,6 +37,7 @@ struct Bf16 {
 };
 
 struct F16 {
+  static constexpr int kBytes = 2;
   static __m512 broadcast(const void* values, int64_t i) {
     return _mm512_cvtph_ps(_mm256_set1_epi16(static_cast<const int16_t*>(values)[i]));
   }
@@ -46,9 +49,17 @@ struct F16 {
   }
 };
 
+// The matrix is read once, front to back, but the processor's own prefetching stops at each 4 KiB page.
+template <typename V>
+void prefetch(const void* values, const uint8_t* col, int64_t i) {
+  constexpr int64_t kAhead = 512;
+  _mm_prefetch(static_cast<const char*>(values) + (i + kAhead) * V::kBytes, _MM_HINT_T0);
+  _mm_prefetch(reinterpret_cast<const char*>(col) + i + kAhead, _MM_HINT_T0);
+}
+
 // The processor's loads are what limits this loop: four or less of x a value, two of them a cycle. So 8 values and 8
-// columns are loaded at once and taken from registers. Alternating sums, because one fused multiply-add waits four cycles
-// for the one before it on the same register.
+// columns are loaded at once and taken from registers. Alternating sums, because one fused multiply-add waits four
+// cycles for the one before it on the same register.
 template <typename V, int W>
 void multiply(const float* x, const void* values, const uint8_t* col, const int32_t* crow, int64_t rows, float* y) {
   constexpr int kSets = W == 1 ? 4 : 2;
@@ -61,6 +72,7 @@ void multiply(const float* x, const void* values, const uint8_t* col, const int3
       for (int s = 1; s < kSets; ++s)
         for (int w = 0; w < W; ++w) sum[s][w] = _mm512_setzero_ps();
       for (; i + 8 <= end; i += 8) {
+        prefetch<V>(values, col, i);
         const __m512 eight = _mm512_castps256_ps512(V::load8(values, i));
         uint64_t columns;
         __builtin_memcpy(&columns, col + i, 8);
@@ -101,8 +113,7 @@ void grad_input(const float* grad, const void* values, const uint8_t* col, const
     for (int64_t i = crow[r]; i < crow[r + 1]; ++i) {
       const __m512 v = V::broadcast(values, i);
       float* to = dx + col[i] * (W * 16);
-      for (int w = 0; w < W; ++w)
-        _mm512_storeu_ps(to + w * 16, _mm512_fmadd_ps(v, g[w], _mm512_loadu_ps(to + w * 16)));
+      for (int w = 0; w < W; ++w) _mm512_storeu_ps(to + w * 16, _mm512_fmadd_ps(v, g[w], _mm512_loadu_ps(to + w * 16)));
     }
   }
 }
@@ -151,8 +162,10 @@ struct Table {
   __m512 at(__m512i index) const {
     const __mmask16 bit5 = _mm512_test_epi32_mask(index, _mm512_set1_epi32(32));
     const __mmask16 bit6 = _mm512_test_epi32_mask(index, _mm512_set1_epi32(64));
-    const __m512 a = _mm512_permutex2var_ps(part[0], index, part[1]), b = _mm512_permutex2var_ps(part[2], index, part[3]);
-    const __m512 c = _mm512_permutex2var_ps(part[4], index, part[5]), d = _mm512_permutex2var_ps(part[6], index, part[7]);
+    const __m512 a = _mm512_permutex2var_ps(part[0], index, part[1]),
+                 b = _mm512_permutex2var_ps(part[2], index, part[3]);
+    const __m512 c = _mm512_permutex2var_ps(part[4], index, part[5]),
+                 d = _mm512_permutex2var_ps(part[6], index, part[7]);
     return _mm512_mask_blend_ps(bit6, _mm512_mask_blend_ps(bit5, a, b), _mm512_mask_blend_ps(bit5, c, d));
   }
 };
@@ -174,6 +187,7 @@ void multiply_row(const float* x, const void* values, const uint8_t* col, const 
       for (int64_t r = 0; r < block; ++r) {
         __m512 sum = _mm512_load_ps(sums + r * 16);
         for (int64_t i = begin[r]; i < begin[r + 1]; i += 16) {
+          prefetch<V>(values, col, i);
           const int64_t left = begin[r + 1] - i;
           const __mmask16 mask = static_cast<__mmask16>(left >= 16 ? 0xffff : (1 << left) - 1);
           const __m512i index = _mm512_cvtepu8_epi32(_mm_maskz_loadu_epi8(mask, col + i));
@@ -194,19 +208,27 @@ struct Dispatch {
   static void multiply_any(const float* x, int64_t width, const void* values, const uint8_t* col, const int32_t* crow,
                            int64_t rows, float* y) {
     switch (width) {
-      case 16: return multiply<V, 1>(x, values, col, crow, rows, y);
-      case 32: return multiply<V, 2>(x, values, col, crow, rows, y);
-      case 48: return multiply<V, 3>(x, values, col, crow, rows, y);
-      default: return multiply<V, 4>(x, values, col, crow, rows, y);
+      case 16:
+        return multiply<V, 1>(x, values, col, crow, rows, y);
+      case 32:
+        return multiply<V, 2>(x, values, col, crow, rows, y);
+      case 48:
+        return multiply<V, 3>(x, values, col, crow, rows, y);
+      default:
+        return multiply<V, 4>(x, values, col, crow, rows, y);
     }
   }
   static void grad_input_any(const float* grad, int64_t width, const void* values, const uint8_t* col,
                              const int32_t* crow, int64_t rows, float* dx) {
     switch (width) {
-      case 16: return grad_input<V, 1>(grad, values, col, crow, rows, dx);
-      case 32: return grad_input<V, 2>(grad, values, col, crow, rows, dx);
-      case 48: return grad_input<V, 3>(grad, values, col, crow, rows, dx);
-      default: return grad_input<V, 4>(grad, values, col, crow, rows, dx);
+      case 16:
+        return grad_input<V, 1>(grad, values, col, crow, rows, dx);
+      case 32:
+        return grad_input<V, 2>(grad, values, col, crow, rows, dx);
+      case 48:
+        return grad_input<V, 3>(grad, values, col, crow, rows, dx);
+      default:
+        return grad_input<V, 4>(grad, values, col, crow, rows, dx);
     }
   }
   static void multiply_row_any(const float* x, const void* values, const uint8_t* col, const int32_t* crow,
@@ -225,7 +247,8 @@ void multiply_entry(const float* x, int64_t width, const void* values, DType dty
 
 void multiply_row_entry(const float* x, const void* values, DType dtype, const uint8_t* col, const int32_t* crow,
                         int64_t n_stride, int64_t panels, int64_t panel, int64_t rows, float* y) {
-  if (dtype == DType::f32) return Dispatch<F32>::multiply_row_any(x, values, col, crow, n_stride, panels, panel, rows, y);
+  if (dtype == DType::f32)
+    return Dispatch<F32>::multiply_row_any(x, values, col, crow, n_stride, panels, panel, rows, y);
   if (dtype == DType::bf16)
     return Dispatch<Bf16>::multiply_row_any(x, values, col, crow, n_stride, panels, panel, rows, y);
   return Dispatch<F16>::multiply_row_any(x, values, col, crow, n_stride, panels, panel, rows, y);
@@ -241,16 +264,19 @@ void grad_input_entry(const float* grad, int64_t width, const void* values, DTyp
 void grad_values_entry(const float* grad, const float* x, int64_t width, const uint8_t* col, const int32_t* crow,
                        int64_t rows, bool add, float* dvalues) {
   switch (width) {
-    case 16: return grad_values<1>(grad, x, col, crow, rows, add, dvalues);
-    case 32: return grad_values<2>(grad, x, col, crow, rows, add, dvalues);
-    case 48: return grad_values<3>(grad, x, col, crow, rows, add, dvalues);
-    default: return grad_values<4>(grad, x, col, crow, rows, add, dvalues);
+    case 16:
+      return grad_values<1>(grad, x, col, crow, rows, add, dvalues);
+    case 32:
+      return grad_values<2>(grad, x, col, crow, rows, add, dvalues);
+    case 48:
+      return grad_values<3>(grad, x, col, crow, rows, add, dvalues);
+    default:
+      return grad_values<4>(grad, x, col, crow, rows, add, dvalues);
   }
 }
 
 }  // namespace
 
-const SparseKernels sparse_kernels_avx512 = {multiply_entry, multiply_row_entry, grad_input_entry,
-                                                    grad_values_entry};
+const SparseKernels sparse_kernels_avx512 = {multiply_entry, multiply_row_entry, grad_input_entry, grad_values_entry};
 
 }  // namespace bigmodel

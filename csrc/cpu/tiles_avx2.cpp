@@ -48,7 +48,8 @@ void store(void* out, DType dtype, int64_t i, int64_t count, __m256 v) {
       _mm256_maskstore_ps(to, first_lanes(count), v);
     return;
   }
-  const __m128i h = dtype == DType::f16 ? _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC) : to_bf16(v);
+  const __m128i h =
+      dtype == DType::f16 ? _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC) : to_bf16(v);
   uint16_t* to = static_cast<uint16_t*>(out) + i;
   if (count >= 8) {
     _mm_storeu_si128(reinterpret_cast<__m128i*>(to), h);

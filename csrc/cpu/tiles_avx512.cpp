@@ -27,7 +27,8 @@ void store(void* out, DType dtype, int64_t i, __mmask16 mask, __m512 v) {
     _mm512_mask_storeu_ps(static_cast<float*>(out) + i, mask, v);
     return;
   }
-  const __m256i h = dtype == DType::f16 ? _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC) : to_bf16(v);
+  const __m256i h =
+      dtype == DType::f16 ? _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC) : to_bf16(v);
   _mm256_mask_storeu_epi16(static_cast<uint16_t*>(out) + i, mask, h);
 }
 
@@ -47,7 +48,8 @@ void transpose(__m512* v) {
   }
   for (int j = 0; j < 4; ++j) {
     const __m512 a = _mm512_shuffle_f32x4(v[j], v[j + 4], 0x88), b = _mm512_shuffle_f32x4(v[j], v[j + 4], 0xdd);
-    const __m512 c = _mm512_shuffle_f32x4(v[j + 8], v[j + 12], 0x88), d = _mm512_shuffle_f32x4(v[j + 8], v[j + 12], 0xdd);
+    const __m512 c = _mm512_shuffle_f32x4(v[j + 8], v[j + 12], 0x88),
+                 d = _mm512_shuffle_f32x4(v[j + 8], v[j + 12], 0xdd);
     t[j] = _mm512_shuffle_f32x4(a, c, 0x88);
     t[j + 4] = _mm512_shuffle_f32x4(b, d, 0x88);
     t[j + 8] = _mm512_shuffle_f32x4(a, c, 0xdd);

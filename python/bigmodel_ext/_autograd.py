@@ -57,7 +57,8 @@ def _int8_sparse_linear_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None,
     dx = None
     if ctx.needs_input_grad[0]:
         n, k = weight_scale.shape[0], ctx.in_features
-        weight = _reference.sparse_to_dense(values, crow, col, n, -(-k // 4), ctx.panel).reshape(n, -1)[:, :k]
+        blocks = -(-k // 4)
+        weight = _reference.sparse_to_dense(values, crow, col, n, blocks, ctx.panel).reshape(n, blocks * 4)[:, :k]
         dx = ((grad.float() * weight_scale) @ weight.float()).to(grad.dtype)
     dbias = _column_sums(grad, bias) if ctx.needs_input_grad[6] else None
     return dx, None, None, None, None, None, dbias, None

@@ -39,6 +39,7 @@ fused_dropout_backward = _C.fused_dropout_backward
 fused_dropout_at = _C.fused_dropout_at
 philox_4x32 = _C.philox_4x32
 quantize_rows = _C.quantize_rows
+int8_sparse_linear = _C.int8_sparse_linear
 sparse_linear = _C.sparse_linear
 sparse_linear_grad_input = _C.sparse_linear_grad_input
 sparse_linear_grad_values = _C.sparse_linear_grad_values

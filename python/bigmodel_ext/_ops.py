@@ -99,7 +99,7 @@ def check_sparse_linear(
     x: Tensor, values: Tensor, crow: Tensor, col: Tensor, bias: Tensor | None, out_features: int, panel: int
 ) -> None:
     _require_dtype("x", x, *FLOATS, torch.float64)
-    _require_dtype("values", values, *{torch.float32, x.dtype})
+    _require_dtype("values", values, *dict.fromkeys((torch.float32, x.dtype)))
     _require_features(x)
     _require(values.dim() == 1, lambda: f"values must be [nnz], got shape {list(values.shape)}")
     _check_sparse(values, crow, col, out_features, x.shape[-1], panel)
@@ -110,8 +110,9 @@ def check_sparse_linear_grad_input(
     grad: Tensor, values: Tensor, crow: Tensor, col: Tensor, in_features: int, panel: int
 ) -> None:
     _require_dtype("grad", grad, *FLOATS, torch.float64)
-    _require_dtype("values", values, *{torch.float32, grad.dtype})
+    _require_dtype("values", values, *dict.fromkeys((torch.float32, grad.dtype)))
     _require_features(grad)
+    _require(in_features >= 0, lambda: f"in_features must not be negative, got {in_features}")
     _require(values.dim() == 1, lambda: f"values must be [nnz], got shape {list(values.shape)}")
     _check_sparse(values, crow, col, grad.shape[-1], in_features, panel)
 

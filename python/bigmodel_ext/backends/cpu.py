@@ -19,9 +19,11 @@ def _optional_dense(x: Tensor | None) -> Tensor | None:
     return x if x is None or x.is_contiguous() else x.contiguous()
 
 
-def _rows(x: Tensor, n: int) -> Tensor:
+def _rows(x: Tensor, n: int, n_name: str = "out_features") -> Tensor:
     if x.dim() == 0:
         raise ValueError("x must have at least 1 dimension, got a 0-d tensor")
+    if n < 0:
+        raise ValueError(f"{n_name} must not be negative, got {n}")
     return x.new_empty((*x.shape[:-1], n))
 
 
@@ -48,22 +50,29 @@ def int8_linear(x: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | 
 def sparse_linear(
     x: Tensor, values: Tensor, crow: Tensor, col: Tensor, bias: Tensor | None, out_features: int, panel: int
 ) -> Tensor:
-    out = _rows(x, out_features)
-    _native.sparse_linear(_dense(x), _dense(values), _dense(crow), _dense(col), _optional_dense(bias), out, panel)
+    if x.dtype is torch.float64:
+        return NotImplemented
+    two_d = x.dim() == 2 and out_features >= 0  # numbers cost half as much as a tuple
+    out = x.new_empty(x.shape[0], out_features) if two_d else _rows(x, out_features)
+    _native.sparse_linear(x, values, crow, col, bias, out, panel)
     return out
 
 
 def sparse_linear_grad_input(
     grad: Tensor, values: Tensor, crow: Tensor, col: Tensor, in_features: int, panel: int
 ) -> Tensor:
-    out = _rows(grad, in_features)
-    _native.sparse_linear_grad_input(_dense(grad), _dense(values), _dense(crow), _dense(col), out, panel)
+    if grad.dtype is torch.float64:
+        return NotImplemented
+    out = _rows(grad, in_features, "in_features")
+    _native.sparse_linear_grad_input(grad, values, crow, col, out, panel)
     return out
 
 
 def sparse_linear_grad_values(grad: Tensor, x: Tensor, crow: Tensor, col: Tensor, panel: int) -> Tensor:
+    if grad.dtype is torch.float64:
+        return NotImplemented
     out = grad.new_empty(col.shape)
-    _native.sparse_linear_grad_values(_dense(grad), _dense(x), _dense(crow), _dense(col), out, panel)
+    _native.sparse_linear_grad_values(grad, x, crow, col, out, panel)
     return out
 
 
@@ -77,18 +86,9 @@ def int8_sparse_linear(
     bias: Tensor | None,
     panel: int,
 ) -> Tensor:
-    out = _rows(x, weight_scale.shape[0])
-    _native.int8_sparse_linear(
-        _dense(x),
-        _dense(values),
-        _dense(crow),
-        _dense(col),
-        _dense(weight_scale),
-        _dense(row_sum),
-        _optional_dense(bias),
-        out,
-        panel,
-    )
+    n = weight_scale.shape[0] if weight_scale.dim() else 0  # a 0-d scale is refused in C++
+    out = x.new_empty(x.shape[0], n) if x.dim() == 2 else _rows(x, n)
+    _native.int8_sparse_linear(x, values, crow, col, weight_scale, row_sum, bias, out, panel)
     return out
 
 
@@ -137,9 +137,10 @@ _dispatch.register(
         "quantize_rows": Candidate("cpu", quantize_rows),
         "int8_mm": Candidate("cpu", int8_mm),
         "int8_linear": Candidate("cpu", int8_linear),
-        "sparse_linear": Candidate("cpu", sparse_linear, _double),
-        "sparse_linear_grad_input": Candidate("cpu", sparse_linear_grad_input, _double),
-        "sparse_linear_grad_values": Candidate("cpu", sparse_linear_grad_values, _double),
+        "int8_sparse_linear": Candidate("cpu", int8_sparse_linear),
+        "sparse_linear": Candidate("cpu", sparse_linear, _double, late=True),
+        "sparse_linear_grad_input": Candidate("cpu", sparse_linear_grad_input, _double, late=True),
+        "sparse_linear_grad_values": Candidate("cpu", sparse_linear_grad_values, _double, late=True),
         "fused_dropout": Candidate("cpu", fused_dropout, _double, late=True),
         "fused_dropout_backward": Candidate("cpu", fused_dropout_backward, _double, late=True),
     },

@@ -1,0 +1,24 @@
+#include "../cpu/int8_sparse_linear.h"
+
+#include "tensor.h"
+
+namespace py = pybind11;
+
+namespace bigmodel {
+
+void register_int8_sparse_linear(py::module_& m) {
+  m.def("int8_sparse_linear",
+        [](py::handle x, py::handle values, py::handle crow, py::handle col, py::handle weight_scale,
+           py::handle row_sum, py::handle bias, py::handle out, int64_t panel) {
+          const DenseTensor dx = dense(x, "x"), dvalues = dense(values, "values"), dcrow = dense(crow, "crow");
+          const DenseTensor dcol = dense(col, "col"), dscale = dense(weight_scale, "weight_scale");
+          const DenseTensor dsum = dense(row_sum, "row_sum");
+          const std::optional<DenseTensor> dbias = optional_dense(bias, "bias");
+          const View vout = view(out, "out");
+          py::gil_scoped_release unlocked;
+          int8_sparse_linear(dx.view, dvalues.view, dcrow.view, dcol.view, dscale.view, dsum.view,
+                             dbias ? &dbias->view : nullptr, vout, panel);
+        });
+}
+
+}  // namespace bigmodel

@@ -1,0 +1,36 @@
+"""Sparse weights, and strange but legal ways of holding a tensor, for the tests of the sparse ops."""
+
+import torch
+
+SPARSITIES = (0.0, 0.5, 0.9, 1.0)
+PANELS = (1, 64, 128, 256)
+
+
+def sparse_weight(n: int, k: int, sparsity: float) -> torch.Tensor:
+    """float32 [N,K] of which about `sparsity` is 0; about every fourth row and column is empty."""
+    keep = torch.rand(n, k) >= sparsity
+    if sparsity > 0:
+        keep &= (torch.rand(n, 1) > 0.25) & (torch.rand(k) > 0.25)
+    return torch.where(keep, torch.randn(n, k), 0.0)
+
+
+def int8_block_weight(n: int, k: int, sparsity: float) -> torch.Tensor:
+    """int8 [N,K], whole 1x4 blocks 0, the extremes -128 and 127 frequent."""
+    blocks = -(-k // 4)
+    keep = (torch.rand(n, blocks, 1) >= sparsity) & ((torch.rand(n, 1, 1) > 0.25) | (sparsity == 0))
+    q = torch.randint(-140, 140, (n, blocks, 4)).clamp(-128, 127)
+    return torch.where(keep, q, 0).reshape(n, blocks * 4)[:, :k].to(torch.int8).contiguous()
+
+
+def strange_views(x: torch.Tensor) -> dict[str, torch.Tensor]:
+    """x [M,K] with the same numbers and other strides."""
+    m, k = x.shape
+    stepped = torch.full((2 * m, 3 * k), torch.nan, dtype=x.dtype)
+    stepped[::2, ::3] = x
+    offset = torch.full((m * k + 1,), torch.nan, dtype=x.dtype)
+    offset[1:] = x.flatten()
+    return {
+        "transposed": x.t().contiguous().t(),
+        "stepped": stepped[::2, ::3],
+        "offset": offset[1:].view(m, k),
+    }

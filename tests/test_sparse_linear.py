@@ -1,0 +1,270 @@
+import math
+from concurrent.futures import ThreadPoolExecutor
+from itertools import product
+
+import pytest
+import torch
+from bigmodel_ext import functional as F
+from bigmodel_ext.formats import csr
+from shapes import MNK, RANDOM
+from sparse_cases import PANELS, SPARSITIES, sparse_weight, strange_views
+from tolerances import assert_as_accurate
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+ops = torch.ops.bigmodel_ext
+
+
+def terms(a, b):
+    """The largest sum of the magnitudes of a product's terms: what its rounding errors are relative to."""
+    product = a.double().abs() @ b.double().abs()
+    return product.max().item() if product.numel() else 0.0
+
+
+def check_forward_and_gradients(m, n, k, sparsity, panel, dtype, bias=True, values_dtype=torch.float32):
+    """Against float64, and no worse than torch's dense product in the same dtype."""
+    weight = sparse_weight(n, k, sparsity).to(values_dtype)
+    mask = weight != 0
+    values, crow, col = csr.pack(weight, panel=panel)
+    x, grad = torch.randn(m, k).to(dtype), torch.randn(m, n).to(dtype)
+    b = torch.randn(n) if bias else None
+    w = weight.double()
+    y = F.sparse_linear(x, values, crow, col, b, out_features=n, panel=panel)
+    exact = torch.nn.functional.linear(x.double(), w, None if b is None else b.double())
+    torchs = torch.nn.functional.linear(x.float(), weight.float(), b).to(dtype)
+    assert_as_accurate(y, torchs, exact, scale=terms(x, w.T) + (b.abs().max().item() if bias and n else 0))
+    dx = ops.sparse_linear_grad_input(grad, values, crow, col, k, panel)
+    assert_as_accurate(dx, (grad.float() @ weight.float()).to(dtype), grad.double() @ w, scale=terms(grad, w))
+    dvalues = ops.sparse_linear_grad_values(grad, x, crow, col, panel)
+    in_order = lambda dense: csr.pack(dense, mask, panel)[0]  # noqa: E731
+    exact = in_order(grad.double().T @ x.double())
+    assert_as_accurate(dvalues, in_order(grad.float().T @ x.float()).to(dtype), exact, scale=terms(grad.T, x))
+
+
+@pytest.mark.parametrize(("i", "m", "n", "k"), [(i, *s) for i, s in enumerate(MNK)])
+def test_against_float64(isa, i, m, n, k):
+    check_forward_and_gradients(m, n, k, SPARSITIES[i % 4], PANELS[i // 4 % 4], DTYPES[i % 3], bias=i % 2 == 0)
+
+
+@pytest.mark.parametrize(("m", "n", "k"), RANDOM)
+def test_random_shapes(m, n, k):
+    seed = m * 90_001 + n * 301 + k
+    torch.manual_seed(seed)
+    panel = (1, 3, 64, 100, 128, 200, 256)[seed % 7]
+    check_forward_and_gradients(m, n, k, SPARSITIES[seed % 4], panel, DTYPES[seed % 3], bias=seed % 5 != 0)
+
+
+@pytest.mark.parametrize(("sparsity", "panel"), list(product(SPARSITIES, PANELS)))
+def test_sparsities_and_panels(isa, sparsity, panel):
+    check_forward_and_gradients(67, 70, 300, sparsity, panel, torch.float32)
+    check_forward_and_gradients(2, 70, 300, sparsity, panel, torch.float32)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("m", [1, 3, 4, 20, 40, 64, 130])
+def test_values_of_x_dtype(isa, m, dtype):
+    check_forward_and_gradients(m, 50, 270, 0.6, 128, dtype, values_dtype=dtype)
+    check_forward_and_gradients(m, 50, 270, 0.6, 256, dtype)
+
+
+def test_threads_and_runs_are_bit_equal(isa):
+    weight = sparse_weight(331, 517, 0.7)
+    values, crow, col = csr.pack(weight)
+    for m in (1, 3, 48, 70, 200):
+        x, grad, bias = torch.randn(m, 517), torch.randn(m, 331), torch.randn(331)
+
+        def run(x=x, grad=grad, bias=bias):
+            return (
+                F.sparse_linear(x, values, crow, col, bias, out_features=331, panel=128),
+                ops.sparse_linear_grad_input(grad, values, crow, col, 517, 128),
+                ops.sparse_linear_grad_values(grad, x, crow, col, 128),
+            )
+
+        before = torch.get_num_threads()
+        try:
+            torch.set_num_threads(1)
+            single = run()
+            for count in (2, 3):
+                torch.set_num_threads(count)
+                for _ in range(10):
+                    assert all(map(torch.equal, run(), single))
+        finally:
+            torch.set_num_threads(before)
+
+
+def test_python_threads_at_once():
+    def one(seed):
+        g = torch.Generator().manual_seed(seed)
+        k = 40 + 100 * (seed % 8)
+        weight = torch.randn(60 + seed, k, generator=g)
+        x = torch.randn(5 + 9 * seed, k, generator=g)
+        packed = csr.pack(torch.where(weight.abs() > 1, weight, 0.0))
+        call = lambda: F.sparse_linear(x, *packed, out_features=60 + seed, panel=128)  # noqa: E731
+        first = call()
+        return first, all(torch.equal(call(), first) for _ in range(20)), x, packed
+
+    with ThreadPoolExecutor(8) as pool:
+        for seed, (y, repeated, x, packed) in enumerate(pool.map(one, range(8))):
+            assert repeated
+            assert torch.equal(y, F.sparse_linear(x, *packed, out_features=60 + seed, panel=128))
+
+
+def test_strides_and_dimensions(isa):
+    weight = sparse_weight(19, 37, 0.5)
+    packed = csr.pack(weight, panel=16)
+    call = lambda x, p=packed, b=None: F.sparse_linear(x, *p, b, out_features=19, panel=16)  # noqa: E731
+    x, bias = torch.randn(24, 37), torch.randn(19)
+    expected = call(x, b=bias)
+    for name, view in strange_views(x).items():
+        assert torch.equal(call(view, b=bias), expected), name
+    stepped = [torch.stack([t, t], 1)[:, 0] for t in packed]
+    assert torch.equal(call(x, p=stepped, b=torch.stack([bias, bias], 1)[:, 1]), expected)
+    assert torch.equal(call(x[:1].expand(24, 37), b=bias), call(x[:1].repeat(24, 1), b=bias))
+    for shape in ((37,), (1, 37), (4, 6, 37), (2, 3, 4, 37), (2, 1, 3, 4, 37), (0, 3, 37)):
+        y = call(x.flatten()[: math.prod(shape)].view(shape))
+        assert y.shape == (*shape[:-1], 19)
+        flat = x.flatten()[: math.prod(shape)].view(math.prod(shape[:-1]), 37)
+        assert torch.equal(y.reshape(flat.shape[0], 19), call(flat))
+
+
+@pytest.mark.parametrize("bias_dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
+def test_bias_dtypes(isa, bias_dtype):
+    packed = csr.pack(sparse_weight(33, 40, 0.5))
+    x, bias = torch.randn(6, 40), torch.randn(33).to(bias_dtype)
+    y = F.sparse_linear(x, *packed, bias, out_features=33, panel=128)
+    assert torch.equal(y, F.sparse_linear(x, *packed, bias.float(), out_features=33, panel=128))
+
+
+@pytest.mark.parametrize("m", [2, 40])
+@pytest.mark.parametrize("special", [math.nan, math.inf, -math.inf])
+def test_special_numbers_reach_stored_weights_only(isa, m, special):
+    weight = torch.tensor([[1.0, 0.0, 2.0], [0.0, 3.0, 0.0], [0.0, 0.0, 0.0]])
+    mask = weight != 0
+    mask[2, 0] = True  # a stored zero
+    packed = csr.pack(weight, mask)
+    x = torch.ones(m, 3)
+    x[1, 0] = special
+    y = F.sparse_linear(x, *packed, out_features=3, panel=128)
+    assert y[0].tolist() == [3.0, 3.0, 0.0]
+    assert y[1, 1] == 3.0  # does not store column 0
+    assert y[1, 2].isnan()  # stored 0 times NaN or infinity
+    assert y[1, 0].isnan() if math.isnan(special) else y[1, 0] == special
+
+
+@pytest.mark.parametrize("damage", ["beyond the panel", "beyond K", "random"])
+@pytest.mark.parametrize("m", [1, 5, 64])
+def test_wrong_columns_stay_inside(isa, damage, m):
+    n, k, panel = 30, 70, 64
+    values, crow, col = csr.pack(sparse_weight(n, k, 0.3), panel=panel)
+    col = {
+        "beyond the panel": torch.full_like(col, panel),
+        "beyond K": torch.full_like(col, 255),
+        "random": torch.randint_like(col, 256),
+    }[damage]
+    x, grad = torch.randn(m, k), torch.randn(m, n)
+    assert F.sparse_linear(x, values, crow, col, out_features=n, panel=panel).shape == (m, n)
+    assert ops.sparse_linear_grad_input(grad, values, crow, col, k, panel).shape == (m, k)
+    assert ops.sparse_linear_grad_values(grad, x, crow, col, panel).shape == values.shape
+
+
+def every_op(x, values, crow, col, n=4, k=6, panel=8):
+    grad = x.new_ones((*x.shape[:-1], n))
+    return (
+        lambda: F.sparse_linear(x, values, crow, col, out_features=n, panel=panel),
+        lambda: ops.sparse_linear_grad_input(grad, values, crow, col, k, panel),
+        lambda: ops.sparse_linear_grad_values(grad, x, crow, col, panel),
+    )
+
+
+@pytest.mark.parametrize(
+    ("crow", "message"),
+    [
+        ([1, 1, 2, 3, 4], "crow must begin with 0, got 1"),
+        ([-1, 1, 2, 3, 4], "crow must begin with 0, got -1"),
+        ([0, 1, 2, 3, 3], "crow must end with the number of values, 4, got 3"),
+        ([0, 1, 2, 3, 5], "crow must end with the number of values, 4, got 5"),
+        ([0, 3, 2, 3, 4], "crow must not decrease, got 3 and then 2 at index 2"),
+        ([0, 2**31 - 1, 2, 3, 4], "crow must not decrease, got 2147483647 and then 2 at index 2"),
+        ([0, -(2**31), 2, 3, 4], "crow must not decrease, got 0 and then -2147483648 at index 1"),
+    ],
+)
+def test_damaged_crow_is_refused(isa, crow, message):
+    col = torch.zeros(4, dtype=torch.uint8)
+    for call in every_op(torch.ones(2, 6), torch.ones(4), torch.tensor(crow, dtype=torch.int32), col):
+        with pytest.raises(ValueError, match=message):
+            call()
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_bad_input(device):
+    make = lambda *shape, dtype=torch.float32: torch.zeros(shape, dtype=dtype, device=device)  # noqa: E731
+    good = {
+        "x": make(2, 6), "values": make(3), "crow": make(5, dtype=torch.int32), "col": make(3, dtype=torch.uint8),
+        "bias": None, "out_features": 4, "panel": 8,
+    }  # fmt: skip
+
+    good["crow"][1:] = 3
+
+    def refused(error, match, **changed):
+        with pytest.raises(error, match=match):
+            F.sparse_linear(**{**good, **changed})
+
+    refused(TypeError, r"x must be float32.*int32", x=make(2, 6, dtype=torch.int32))
+    refused(TypeError, r"values must be float32.*float16", values=make(3, dtype=torch.float16))
+    refused(ValueError, r"values must.*\[3, 1\]", values=make(3, 1))
+    refused(TypeError, r"crow must be int32, got int64", crow=make(5, dtype=torch.int64))
+    refused(ValueError, r"crow must have shape \[5\], got \[6\]", crow=make(6, dtype=torch.int32))
+    refused(TypeError, r"col must be uint8, got int8", col=make(3, dtype=torch.int8))
+    refused(ValueError, r"col must have shape \[3\], got \[2\]", col=make(2, dtype=torch.uint8))
+    refused(ValueError, r"x must have at least 1 dimension", x=make())
+    refused(ValueError, r"panel must be in \[1, 256\], got 0", panel=0)
+    refused(ValueError, r"panel must be in \[1, 256\], got 257", panel=257)
+    refused(ValueError, r"out_features must not be negative, got -1", out_features=-1)
+    refused(ValueError, r"bias must have shape \[4\], got \[3\]", bias=make(3))
+    refused(TypeError, r"bias must be float32.*int64", bias=make(4, dtype=torch.int64))
+    with pytest.raises(ValueError, match=r"in_features must not be negative, got -1"):
+        ops.sparse_linear_grad_input(make(2, 4), good["values"], good["crow"], good["col"], -1, 8)
+    good["x"] = make(2, 6, dtype=torch.bfloat16)
+    refused(TypeError, r"values must be float32 or bfloat16, got float16", values=make(3, dtype=torch.float16))
+    with pytest.raises(TypeError, match=r"x must be float32, got bfloat16"):
+        ops.sparse_linear_grad_values(make(2, 4), good["x"], good["crow"], good["col"], 8)
+    with pytest.raises(ValueError, match=r"grad must have"):
+        ops.sparse_linear_grad_values(make(3, 4), make(2, 6), good["crow"], good["col"], 8)
+
+
+def test_gradcheck_in_float64():
+    weight = sparse_weight(5, 11, 0.5).double()
+    values, crow, col = csr.pack(weight, panel=4)
+    x = torch.randn(2, 3, 11, dtype=torch.float64, requires_grad=True)
+    bias = torch.randn(5, dtype=torch.float64, requires_grad=True)
+    values.requires_grad_()
+    call = lambda x, v, b: F.sparse_linear(x, v, crow, col, b, out_features=5, panel=4)  # noqa: E731
+    assert torch.autograd.gradcheck(call, (x, values, bias))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_autograd_matches_dense(isa, dtype):
+    weight = sparse_weight(30, 70, 0.6)
+    mask = weight != 0
+    values, crow, col = csr.pack(weight, panel=64)
+    bias = torch.randn(30, requires_grad=True)
+    x = torch.randn(4, 5, 70).to(dtype).requires_grad_()
+    grad = torch.randn(4, 5, 30).to(dtype)
+    ours = torch.autograd.grad(
+        F.sparse_linear(x, values.requires_grad_(), crow, col, bias, out_features=30, panel=64), (x, values, bias), grad
+    )
+    x64, w64, b64 = (t.detach().double().requires_grad_() for t in (x, weight, bias))
+    exact = torch.autograd.grad(torch.nn.functional.linear(x64, w64, b64), (x64, w64, b64), grad.double())
+    in_order = csr.pack(exact[1], mask, 64)[0]
+    for got, want, inputs in zip(ours, (exact[0], in_order, exact[2]), (x, values, bias), strict=True):
+        assert got.dtype == inputs.dtype
+        assert_as_accurate(got, want.to(dtype).to(got.dtype), want)
+
+
+def test_only_the_wanted_gradients():
+    values, crow, col = csr.pack(sparse_weight(5, 6, 0.5))
+    x = torch.randn(2, 6)
+    y = F.sparse_linear(x, values.requires_grad_(), crow, col, out_features=5, panel=128)
+    (dvalues,) = torch.autograd.grad(y.sum(), values)
+    assert dvalues.shape == values.shape
+    assert not F.sparse_linear(x, values.detach(), crow, col, out_features=5, panel=128).requires_grad
