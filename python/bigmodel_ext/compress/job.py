@@ -48,6 +48,7 @@ def compress(
     progress = progress or Silent()
     recipe = task.quick if quick else task.recipe
     start = time.perf_counter()
+    progress.note(f"task {task.name}, seed {seed}, at most {max_drop:g} of accuracy to lose")
     outcome = stages.run(task, recipe, seed=seed, max_drop=max_drop, progress=progress)
     with output.staging(out) as folder:
         final = outcome.stages[-1]

@@ -91,4 +91,4 @@ def latencies(models: Mapping[str, nn.Module], inputs: Tensor, rounds: int = 15)
 
 def _run(model: nn.Module, inputs: Tensor) -> Tensor:
     with evaluating(model):
-        return model(inputs)  # type: ignore[no-any-return]
+        return model(inputs)

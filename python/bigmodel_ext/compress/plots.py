@@ -45,7 +45,7 @@ def _stages(report: Mapping[str, Any], path: Path) -> None:
 
 def _path(axes: Axes, entries: list[Mapping[str, Any]], key: str, max_drop: float) -> None:
     """One marker a stage, arrows from each to the next, and the accuracy budget as a band."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
     xs, ys = [entry[key] for entry in entries], [100 * entry["accuracy"] for entry in entries]
     axes.set_xscale("log")
@@ -53,6 +53,7 @@ def _path(axes: Axes, entries: list[Mapping[str, Any]], key: str, max_drop: floa
     low, high = min(*ys, ys[0] - 100 * max_drop), max(ys)
     margin = max(0.25 * (high - low), 0.15)
     axes.set_ylim(low - margin, high + margin)
+    axes.set_yticks([tick for tick in MaxNLocator(6).tick_values(low, high) if low - margin <= tick <= 100])
     axes.axhspan(ys[0] - 100 * max_drop, high + margin, color="#eef4ee", zorder=0)
     axes.axhline(ys[0] - 100 * max_drop, color="#6a9a6a", lw=1, ls=(0, (4, 3)), zorder=1)
     axes.annotate(

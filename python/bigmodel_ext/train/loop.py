@@ -113,7 +113,7 @@ def fit(
             for group in optimizer.param_groups:
                 group["lr"] = config.learning_rate * cosine(step, total, config.warmup)
             optimizer.zero_grad()
-            value.backward()  # type: ignore[no-untyped-call]
+            value.backward()
             nn.utils.clip_grad_norm_(model.parameters(), config.clip)
             optimizer.step()
             step += 1
