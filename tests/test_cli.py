@@ -4,13 +4,20 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from bigmodel_ext import cli
+from bigmodel_ext.compress.measure import threads
+from bigmodel_ext.train import tasks
 
-for _package in ("sklearn", "kornia", "matplotlib", "rich"):
-    pytest.importorskip(_package)
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    """Also undoes what --threads sets."""
+    with threads(1):
+        yield
 
 
 def _fails(capsys, *argv):
@@ -83,6 +90,16 @@ def test_info(capsys):
         assert f"\n{name}" in "\n" + text
 
 
+def test_nan_loss_is_one_line_and_exit_code_1(capsys, tmp_path, monkeypatch):
+    task = tasks.get("digits")
+    broken = replace(task, quick=replace(task.quick, label_smoothing=float("nan")))
+    monkeypatch.setitem(tasks.TASKS, "digits", lambda: broken)
+    assert cli.main(["compress", "--task", "digits", "--out", str(tmp_path), "--quick", "--threads", "1"]) == 1
+    line = "bigmodel compress: error: the loss became nan in stage 'teacher', epoch 1\n"
+    assert capsys.readouterr().err == line
+    assert list(tmp_path.iterdir()) == []
+
+
 def _start(out: Path) -> subprocess.Popen[str]:
     command = [
         sys.executable,
@@ -107,7 +124,7 @@ def test_ctrl_c_in_training_changes_nothing(tmp_path):
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate()
     assert process.returncode == 130
-    assert errors == "bigmodel: stopped; nothing was changed\n"
+    assert errors == "bigmodel: stopped; no result is half-written\n"
     assert [(file.name, file.read_text()) for file in tmp_path.iterdir()] == [("report.json", "earlier")]
 
 
@@ -128,7 +145,7 @@ def test_ctrl_c_while_writing_leaves_nothing_half_done(tmp_path, monkeypatch, mo
 
     (tmp_path / "report.json").write_text("earlier")
     monkeypatch.setattr(owner, moment, interrupted)
-    argv = ["compress", "--task", "digits", "--out", str(tmp_path), "--quick"]
+    argv = ["compress", "--task", "digits", "--out", str(tmp_path), "--quick", "--threads", "1"]
     assert cli.main(argv) == 130
     assert pressed
     names = {file.name for file in tmp_path.iterdir()}

@@ -1,7 +1,5 @@
 import pytest
 import torch
-
-pytest.importorskip("sklearn")
 from bigmodel_ext.train import tasks
 from bigmodel_ext.train.tasks import digits
 from bigmodel_ext.train.vit import ViT, ViTConfig
