@@ -92,10 +92,15 @@ def test_info(capsys):
 
 def test_nan_loss_is_one_line_and_exit_code_1(capsys, tmp_path, monkeypatch):
     task = tasks.get("digits")
-    broken = replace(task, quick=replace(task.quick, label_smoothing=float("nan")))
+    broken = replace(task, quick=replace(task.quick, soft_weight=float("nan")))
     monkeypatch.setitem(tasks.TASKS, "digits", lambda: broken)
-    assert cli.main(["compress", "--task", "digits", "--out", str(tmp_path), "--quick", "--threads", "1"]) == 1
-    line = "bigmodel compress: error: the loss became nan in stage 'teacher', epoch 1\n"
+    assert (
+        cli.main(
+            ["compress", "--task", "digits", "--out", str(tmp_path), "--quick", "--threads", "1", "--max-drop", "1"]
+        )
+        == 1
+    )
+    line = "bigmodel compress: error: the loss became nan in stage 'distilled student', epoch 1\n"
     assert capsys.readouterr().err == line
     assert list(tmp_path.iterdir()) == []
 

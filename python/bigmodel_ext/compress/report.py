@@ -55,7 +55,7 @@ def rows(report: Mapping[str, Any]) -> list[tuple[str, ...]]:
 def verdict(report: Mapping[str, Any]) -> list[str]:
     """What it comes to, in plain lines."""
     done, reloaded = report["compressed"], report["reloaded"]
-    change = -100 * done["accuracy_drop"]
+    change = 100 * (0.0 - done["accuracy_drop"])  # not -drop, which would print -0.00
     budget = "within" if done["within_max_drop"] else "NOT within"
     same = "bit for bit the saved model's" if reloaded["bit_equal"] else "NOT the saved model's"
     lines = [

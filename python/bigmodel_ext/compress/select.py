@@ -11,6 +11,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from bigmodel_ext.compress import measure
 from bigmodel_ext.compress.measure import interleave, median_ratio, threads
 from bigmodel_ext.convert import (
     Int8BlockSparseWeightConfig,
@@ -22,7 +23,7 @@ from bigmodel_ext.nn import Int8Linear, Int8SparseLinear
 from bigmodel_ext.train.loop import evaluating
 
 DENSE, INT8, INT8_SPARSE = "fp32", "int8", "int8 1x4-sparse"
-MARGIN = 1.05  # a form is preferred to a simpler one only if it is faster by this factor: less is noise
+MARGIN = 1.1  # forms whose speeds are within this factor count as equally fast: less is noise
 ROUNDS = 15
 
 
@@ -79,19 +80,19 @@ def _choose(fqn: str, layer: nn.Linear, x: Tensor) -> LayerChoice:
     error = float((quantized - exact).norm() / exact.norm().clamp_min(1e-30))
     times = interleave({name: partial(form, x) for name, form in forms.items()}, ROUNDS)
     gains = {name: median_ratio(times[DENSE], own) for name, own in times.items()}
-    kind, reason = _fastest(gains, zero_blocks)
+    sizes = {name: measure.state_bytes(form) for name, form in forms.items()}
+    kind, reason = _fastest(gains, sizes, zero_blocks)
     return LayerChoice(fqn, kind, x.numel() // x.shape[-1], zero_blocks, gains, error, reason)
 
 
-def _fastest(gains: dict[str, float], zero_blocks: float) -> tuple[str, str]:
-    """The forms are in order from plain to special; a later one must win by MARGIN."""
-    best = DENSE
-    for name, gain in gains.items():
-        if gain > MARGIN * gains[best]:
-            best = name
+def _fastest(gains: dict[str, float], sizes: dict[str, int], zero_blocks: float) -> tuple[str, str]:
+    """The fastest form; among those as good as the fastest, the smallest, so that noise does not decide."""
+    close = [name for name, gain in gains.items() if gain * MARGIN >= max(gains.values())]
+    best = min(close, key=lambda name: sizes[name])
     told = ", ".join(f"{name} {gain:.2f}x" for name, gain in gains.items() if name != DENSE)
-    sparse = f"; {zero_blocks:.0%} of 1x4 blocks are zero" if zero_blocks else "; not pruned"
-    return best, f"fastest as measured: {told} of fp32{sparse}"
+    why = "fastest" if len(close) == 1 else f"smallest of the fastest ({', '.join(close)})"
+    sparse = f"{zero_blocks:.0%} of 1x4 blocks are zero" if zero_blocks else "not pruned"
+    return best, f"{why} as measured: {told} of fp32; {sparse}"
 
 
 def apply(model: nn.Module, choices: Collection[LayerChoice]) -> nn.Module:
