@@ -49,15 +49,16 @@ def _path(axes: Axes, entries: list[Mapping[str, Any]], key: str, max_drop: floa
 
     xs, ys = [entry[key] for entry in entries], [100 * entry["accuracy"] for entry in entries]
     axes.set_xscale("log")
-    axes.set_xlim(min(xs) / 2.2, max(xs) * 2.2)
+    axes.set_xlim(min(xs) / 2.6, max(xs) * 2.6)
     low, high = min(*ys, ys[0] - 100 * max_drop), max(ys)
     margin = max(0.25 * (high - low), 0.15)
-    axes.set_ylim(low - margin, high + margin)
+    axes.set_ylim(low - margin, high + 1.6 * margin)
     axes.set_yticks([tick for tick in MaxNLocator(6).tick_values(low, high) if low - margin <= tick <= 100])
-    axes.axhspan(ys[0] - 100 * max_drop, high + margin, color="#eef4ee", zorder=0)
+    axes.axhspan(ys[0] - 100 * max_drop, high + 1.6 * margin, color="#eef4ee", zorder=0)
     axes.axhline(ys[0] - 100 * max_drop, color="#6a9a6a", lw=1, ls=(0, (4, 3)), zorder=1)
     axes.annotate(
-        f"budget: {100 * max_drop:g} % below the teacher", (0.015, ys[0] - 100 * max_drop),
+        f"budget: {100 * max_drop:g} point{'s' * (max_drop != 0.01)} below the teacher",
+        (0.015, ys[0] - 100 * max_drop),
         xycoords=("axes fraction", "data"), xytext=(0, -11), textcoords="offset points", fontsize=8, color="#4d7a4d",
     )  # fmt: skip
     for i in range(len(xs) - 1):
@@ -71,15 +72,15 @@ def _path(axes: Axes, entries: list[Mapping[str, Any]], key: str, max_drop: floa
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: size(round(x)) if key == "bytes" else f"{x:g} ms"))
 
 
-# Student and pruned have the same size, and often the same accuracy: their labels go to different sides.
-PLACES = {"teacher": (0, 9, "center", "bottom"), "student": (9, 0, "left", "center"),
-          "pruned": (-9, 0, "right", "center"), "int8": (0, 9, "center", "bottom")}  # fmt: skip
-
-
 def _labels(axes: Axes, entries: list[Mapping[str, Any]], xs: list[float], ys: list[float], key: str) -> None:
+    """Names and values: outwards for the ends of the path. Student and pruned have one size and nearly one accuracy, so
+    the lower of these two has its label below and the other above."""
+    places = {"teacher": (9, 0, "left", "center"), "int8": (-9, 0, "right", "center")}
+    lower = "student" if ys[1] <= ys[2] else "pruned"
     for entry, x, y in zip(entries, xs, ys, strict=True):
         value = size(round(x)) if key == "bytes" else f"{x:.1f} ms"
-        right, up, ha, va = PLACES[entry["name"]]
+        between = (0, -9, "center", "top") if entry["name"] == lower else (0, 9, "center", "bottom")
+        right, up, ha, va = places.get(entry["name"], between)
         axes.annotate(
             f"{entry['name']}\n{value}", (x, y), xytext=(right, up), textcoords="offset points", ha=ha, va=va,
             fontsize=8.5, color=COLORS[entry["name"]], linespacing=1.1, zorder=4,
@@ -98,7 +99,8 @@ def _layers(report: Mapping[str, Any], path: Path) -> None:
     axes.barh(range(len(layers)), gains, color=colors, height=0.68)
     for i, (layer, gain) in enumerate(zip(layers, gains, strict=True)):
         smaller = layer["dense_bytes"] / layer["bytes"]
-        text = f"{gain:.1f}x faster, {smaller:.1f}x smaller" if layer["gain"] else "left in fp32"
+        change = f"{smaller:.1f}x smaller" if smaller >= 1 else f"{1 / smaller:.1f}x larger"
+        text = f"{gain:.1f}x faster, {change}" if layer["gain"] else "left in fp32"
         axes.annotate(text, (gain, i), xytext=(5, 0), textcoords="offset points", va="center", fontsize=8.5)
     axes.axvline(1, color="#4c5a69", lw=1, ls=(0, (4, 3)))
     axes.set_yticks(range(len(layers)), [layer["fqn"] for layer in layers])
