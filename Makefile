@@ -25,6 +25,13 @@ $(VENV)/.built: $(VENV)/.deps $(SOURCES)
 
 build: $(VENV)/.built
 
+# The main job: a teacher is trained, compressed, saved, reloaded and checked; then the table and where the report is.
+demo: build
+	$(BIN)/bigmodel compress --task digits --max-drop 0.01 --out runs/digits
+
+demo-seeds: build
+	$(BIN)/python bench/five_seeds.py
+
 test: build
 	$(BIN)/python -m pytest -m "not long"
 

@@ -1,0 +1,151 @@
+"""The command line: ``bigmodel compress`` and ``bigmodel info``.
+
+Exit codes: 0 done, 1 the job failed, 2 wrong usage, 130 stopped by Ctrl-C. Errors are one line on standard error.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+
+import bigmodel_ext
+
+TRAIN_PACKAGES = {"sklearn": "scikit-learn", "kornia": "kornia", "matplotlib": "matplotlib", "rich": "rich"}
+
+
+class UsageError(Exception):
+    """Wrong usage, told in one line."""
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse, with errors on one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {message}\n")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="bigmodel", description="Compressed PyTorch models that are smaller and faster.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="{compress,info}")
+    compress = commands.add_parser("compress", help="train a model, compress it, save and check it, and report")
+    compress.add_argument("--task", required=True, help="what to train on (digits)")
+    compress.add_argument("--out", required=True, type=Path, help="folder for model, report and plots")
+    compress.add_argument(
+        "--max-drop", type=float, default=0.01, help="accuracy that may be lost, in [0, 1] (%(default)s)"
+    )
+    compress.add_argument("--seed", type=int, default=0, help="of everything random (%(default)s)")
+    compress.add_argument("--threads", type=int, help="for training (torch's default); latencies are always on one")
+    compress.add_argument(
+        "--quick", action="store_true", help="a few seconds, to see that it runs; accuracies mean nothing"
+    )
+    compress.set_defaults(run=_compress)
+    info = commands.add_parser("info", help="versions, instruction set, threads, backends")
+    info.set_defaults(run=_info)
+    return parser
+
+
+def _require_packages() -> None:
+    missing = [package for module, package in TRAIN_PACKAGES.items() if importlib.util.find_spec(module) is None]
+    if missing:
+        raise UsageError(f"compress needs {', '.join(missing)}: pip install 'bigmodel_ext[train]'")
+
+
+def _check(args: argparse.Namespace) -> Any:
+    """The task, after everything that can be wrong about the arguments has been looked at."""
+    if not 0.0 <= args.max_drop <= 1.0:
+        raise UsageError(f"--max-drop must be in [0, 1], got {args.max_drop}")
+    if not 0 <= args.seed < 2**32:
+        raise UsageError(f"--seed must be in [0, 2^32), got {args.seed}")
+    if args.threads is not None and args.threads < 1:
+        raise UsageError(f"--threads must be at least 1, got {args.threads}")
+    from bigmodel_ext.compress.output import usable_folder
+    from bigmodel_ext.train import tasks
+
+    try:
+        task = tasks.get(args.task)
+        _require_packages()
+        usable_folder(args.out)
+    except ValueError as error:
+        raise UsageError(f"--{error}") from error
+    return task
+
+
+def _compress(args: argparse.Namespace) -> int:
+    task = _check(args)
+    from bigmodel_ext.compress.job import compress
+    from bigmodel_ext.train.loop import NonFiniteLossError
+    from bigmodel_ext.train.progress import for_stream
+
+    if args.threads is not None:
+        torch.set_num_threads(args.threads)
+    try:
+        report = compress(
+            task, args.out, seed=args.seed, max_drop=args.max_drop, quick=args.quick, progress=for_stream()
+        )
+    except (NonFiniteLossError, RuntimeError, OSError) as error:
+        print(f"bigmodel compress: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 1
+    _show(report, args.out)
+    return 0 if report["reloaded"]["bit_equal"] else 1
+
+
+def _show(report: Mapping[str, Any], out: Path) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from bigmodel_ext.compress.report import HEADER, rows, verdict
+
+    print()
+    if sys.stdout.isatty():
+        table = Table(box=None, header_style="bold", padding=(0, 2))
+        for i, name in enumerate(HEADER):
+            table.add_column(name, justify="right" if i else "left")
+        for cells in rows(report):
+            table.add_row(*cells)
+        Console().print(table)
+    else:
+        for cells in (HEADER, *rows(report)):
+            print(f"{cells[0]:10s}" + "".join(f"{cell:>12s}" for cell in cells[1:]))
+    print()
+    for line in verdict(report):
+        print(line)
+    print(f"report: {out / 'report.md'}   ({report['seconds']:.0f} s)")
+
+
+def _info(args: argparse.Namespace) -> int:
+    from bigmodel_ext import _dispatch, _native
+
+    forced = _dispatch.forced_backend()
+    facts = {
+        "bigmodel_ext": bigmodel_ext.__version__,
+        "torch": torch.__version__,
+        "instruction set": f"{_native.active_isa()} (this processor has {', '.join(_native.available_isas())})",
+        "threads": str(torch.get_num_threads()),
+        "backends": forced or "cpu, reference",
+    }
+    for name, value in facts.items():
+        print(f"{name:16s} {value}")
+    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; see the module's notes for what it returns."""
+    args = _parser().parse_args(argv)
+    try:
+        return int(args.run(args))
+    except UsageError as error:
+        print(f"bigmodel {args.command}: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("bigmodel: stopped; no result is half-written", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1

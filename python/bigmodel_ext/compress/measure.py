@@ -1,0 +1,94 @@
+"""What a model costs: bytes, parameters, and latency side by side with others."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from bigmodel_ext.nn import Int8Linear, Int8SparseLinear, SparseLinear
+from bigmodel_ext.train.loop import evaluating
+
+
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    """Run a block with another number of threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def state_bytes(model: nn.Module) -> int:
+    """The bytes of all tensors in the model's state dict, which is what save_model writes besides a header (equal
+    tensors are written once, so a file may hold a little less)."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
+
+
+def parameters(model: nn.Module) -> int:
+    """How many weights and biases the model stands for, zeros included, in whatever form they are stored."""
+    hidden = sum(
+        layer.in_features * layer.out_features
+        for layer in model.modules()
+        if isinstance(layer, (Int8Linear, Int8SparseLinear, SparseLinear))
+    )
+    stored = sum(p.numel() for p in model.parameters() if p.is_floating_point())
+    own = sum(layer.values.numel() for layer in model.modules() if isinstance(layer, SparseLinear))
+    return hidden + stored - own
+
+
+def nonzero_weights(model: nn.Module) -> int:
+    """Parameters that are not zero, by what is stored."""
+    with torch.no_grad():
+        matrices = [layer.weight for layer in model.modules() if isinstance(layer, nn.Linear)]
+        ids = {id(p) for p in matrices}
+        values = {id(layer.values) for layer in model.modules() if isinstance(layer, SparseLinear)}
+        rest = [p for p in model.parameters() if id(p) not in ids | values]
+        return sum(int(torch.count_nonzero(tensor)) for tensor in (*matrices, *rest))
+
+
+def interleave(calls: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
+    """Seconds of each call in each round, one after another (A B C A B C ...): machines drift, neighbours in time
+    drift together."""
+    for call in calls.values():
+        call()
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in range(rounds):
+        for name, call in calls.items():
+            start = time.perf_counter()
+            call()
+            times[name].append(time.perf_counter() - start)
+    return times
+
+
+def median_ratio(other: list[float], ours: list[float]) -> float:
+    """The median over rounds of how many times as long `other` took."""
+    return statistics.median(a / b for a, b in zip(other, ours, strict=True))
+
+
+def latencies(models: Mapping[str, nn.Module], inputs: Tensor, rounds: int = 15) -> dict[str, dict[str, float]]:
+    """Each model's time for this batch on one thread, all taking turns.
+
+    Returns:
+        name -> {"latency_ms": median, "speedup": median over rounds of the first model's time over this one's}.
+    """
+    with threads(1):
+        calls = {name: partial(_run, model, inputs) for name, model in models.items()}
+        times = interleave(calls, rounds)
+    first = next(iter(times.values()))
+    return {
+        name: {"latency_ms": 1e3 * statistics.median(own), "speedup": median_ratio(first, own)}
+        for name, own in times.items()
+    }
+
+
+def _run(model: nn.Module, inputs: Tensor) -> Tensor:
+    with evaluating(model):
+        return model(inputs)

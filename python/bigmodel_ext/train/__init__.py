@@ -1,0 +1,1 @@
+"""Training: a seeded loop, augmentations, progress, and the tasks that the drivers know."""
