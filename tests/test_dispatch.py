@@ -104,7 +104,7 @@ class TestBackend:
         default = _dispatch._default("int8_mm")
         with pytest.raises(RuntimeError, match="int8_mm: BIGMODEL_BACKEND=cpu is forced and has no kernel"):
             default.run(torch.zeros(1, 1, dtype=torch.int8), torch.zeros(1, 1, dtype=torch.int8))
-        assert default.refusal() == "it has no kernel for int8_mm on these tensors"
+        assert default.refusal(torch.zeros(1, 1)) == "it has no kernel for int8_mm on these tensors"
         assert _dispatch._default("dropout_seed").backend == "reference"
 
     def test_unknown_and_impossible(self):
@@ -137,15 +137,24 @@ class TestExplain:
 
     def test_it_agrees_with_what_runs(self, monkeypatch):
         ran = []
-        picky = Candidate("cpu", lambda x: ran.append("cpu"), lambda x: "only 2 rows" if x.shape[0] != 2 else None)
+
+        def refusal(x):
+            return "only 2 rows" if x.shape[0] != 2 else None
+
+        def run(x):
+            return _dispatch.fall_back("quantize_rows", x) if refusal(x) else ran.append("cpu")
+
+        picky = Candidate("cpu", run, refusal)
         second = Candidate("reference", lambda x: ran.append("reference"))
         monkeypatch.setitem(_dispatch._table, ("quantize_rows", "cpu"), [picky, second])
-        call = _dispatch._runner("quantize_rows", [picky, second])
         for rows, reason in ((2, "first choice"), (3, "cpu: only 2 rows")):
             x = torch.randn(rows, 4)
-            call(x)
+            run(x)
             choice = _dispatch.explain("quantize_rows", x)
             assert (choice.backend, choice.reason) == (ran[-1], reason)
+        monkeypatch.setitem(_dispatch._table, ("quantize_rows", "cpu"), [picky])
+        with pytest.raises(RuntimeError, match="forced backend 'cpu' cannot run this: only 2 rows"):
+            run(torch.randn(3, 4))
 
     def test_the_reference_ignores_autocast(self):
         x, values = torch.randn(4, 8), torch.randn(8)
