@@ -352,3 +352,16 @@ class TestFusedDropout:
 def test_packed_weights_are_those_of_the_format():
     layer = LINEARS["int8"]()
     assert torch.equal(layer.packed, int8.pack(layer.weight_q))
+
+
+def test_sparse_state_dict_of_another_panel():
+    """Very sparse layers are packed in wider panels; a fresh layer takes over the panel with the state dict."""
+    wide = nn.Linear(300, 20)
+    layer = bm.nn.SparseLinear.from_dense(wide, torch.rand(20, 300) < 0.05)
+    assert layer.panel == csr.WIDE_PANEL
+    fresh = bm.nn.SparseLinear(300, 20)
+    assert fresh.panel == csr.PANEL
+    fresh.load_state_dict(layer.state_dict())
+    assert fresh.panel == csr.WIDE_PANEL
+    x = torch.randn(3, 300)
+    assert torch.equal(fresh(x), layer(x))

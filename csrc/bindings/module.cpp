@@ -33,6 +33,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("detected_isa", [] { return isa_name(detected_isa()); });
   m.def("active_isa", [] { return isa_name(active_isa()); });
   m.def("set_active_isa", &set_active_isa);
+  m.def("kernel_isa", [](const std::string& op) { return isa_name(kernel_isa(op)); });
   m.def("num_threads", &num_threads);
   register_int8_linear(m);
   register_int8_mm(m);

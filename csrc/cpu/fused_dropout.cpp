@@ -17,6 +17,8 @@ constexpr Variants<DropoutKernel> backward_variants = {
 constexpr Variants<DropoutKernel> forward_variants = {{fused_dropout_scalar, nullptr, nullptr, nullptr}};
 constexpr Variants<DropoutKernel> backward_variants = {{fused_dropout_backward_scalar, nullptr, nullptr, nullptr}};
 #endif
+const KernelLevel level_of_fused_dropout_backward("fused_dropout_backward", [] { return backward_variants.level(); });
+const KernelLevel level_of_fused_dropout("fused_dropout", [] { return forward_variants.level(); });
 
 constexpr int64_t kGrainElements = 32768;   // below this, waking a second thread costs more than it saves
 constexpr int64_t kStreamBytes = 32 << 20;  // outputs that no cache keeps until they are read again

@@ -23,6 +23,8 @@ constexpr Variants<Int8PackKernel> pack_variants = {{int8_pack_scalar, int8_pack
 constexpr Variants<Int8PanelKernel> variants = {{int8_panel_scalar, nullptr, nullptr, nullptr}};
 constexpr Variants<Int8PackKernel> pack_variants = {{int8_pack_scalar, nullptr, nullptr, nullptr}};
 #endif
+const KernelLevel level_of_int8_mm("int8_mm", [] { return variants.level(); });
+const KernelLevel level_of_int8_linear("int8_linear", [] { return variants.level(); });
 
 constexpr int64_t kRowTile = 6;                  // rows of every wide kernel's register tile
 constexpr int64_t kActivationBytes = 256 << 10;  // a block of activations that stays in L2 beside a panel

@@ -19,6 +19,7 @@ constexpr Variants<const Int8SparseKernels*> variants = {
 #else
 constexpr Variants<const Int8SparseKernels*> variants = {{&int8_sparse_kernels_scalar, nullptr, nullptr, nullptr}};
 #endif
+const KernelLevel level_of_int8_sparse_linear("int8_sparse_linear", [] { return variants.level(); });
 
 constexpr int64_t kBlockRows = 512;  // rows whose sums (128 KiB) stay in the second-level cache over all panels
 constexpr int64_t kFewRows = 3;      // up to so many rows of activations, one at a time beats a tile of 16

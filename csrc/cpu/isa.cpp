@@ -1,6 +1,7 @@
 #include "isa.h"
 
 #include <cstring>
+#include <map>
 
 #include "../common/check.h"
 
@@ -25,6 +26,11 @@ Isa detect() {
 
 Isa active = detect();
 
+std::map<std::string, Isa (*)()>& levels() {
+  static std::map<std::string, Isa (*)()> all;
+  return all;
+}
+
 }  // namespace
 
 const char* isa_name(Isa isa) { return kNames[static_cast<int>(isa)]; }
@@ -46,6 +52,14 @@ void set_active_isa(const char* name) {
     return;
   }
   throw std::invalid_argument(message("BIGMODEL_ISA must be scalar, avx2, avx512 or avx512vnni, got '", name, "'"));
+}
+
+KernelLevel::KernelLevel(const char* op, Isa (*level)()) { levels()[op] = level; }
+
+Isa kernel_isa(const std::string& op) {
+  const auto found = levels().find(op);
+  if (found == levels().end()) throw std::invalid_argument(message("op: no CPU kernel is called '", op, "'"));
+  return found->second();
 }
 
 }  // namespace bigmodel

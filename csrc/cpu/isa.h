@@ -1,6 +1,8 @@
 // Which instruction set runs: the best the processor has, or the one BIGMODEL_ISA forces.
 #pragma once
 
+#include <string>
+
 namespace bigmodel {
 
 // Ordered: each level includes the ones before it.
@@ -25,5 +27,11 @@ struct Variants {
   }
   Fn pick() const { return kernels[static_cast<int>(level())]; }
 };
+
+// Says, for explain, which level an op's kernels run at now. Each op's file holds one of these.
+struct KernelLevel {
+  KernelLevel(const char* op, Isa (*level)());
+};
+Isa kernel_isa(const std::string& op);  // throws if no kernel of that name is known
 
 }  // namespace bigmodel

@@ -14,6 +14,7 @@ constexpr Variants<QuantizeRowsKernel> variants = {
 #else
 constexpr Variants<QuantizeRowsKernel> variants = {{quantize_rows_scalar, nullptr, nullptr, nullptr}};
 #endif
+const KernelLevel level_of_quantize_rows("quantize_rows", [] { return variants.level(); });
 constexpr int64_t kGrainElements = 32768;  // below this, waking a second thread costs more than it saves
 
 int64_t element_size(DType dtype) { return dtype == DType::f32 ? 4 : 2; }

@@ -18,6 +18,9 @@ constexpr Variants<const SparseKernels*> variants = {
 #else
 constexpr Variants<const SparseKernels*> variants = {{&sparse_kernels_scalar, nullptr, nullptr, nullptr}};
 #endif
+const KernelLevel level_of_sparse_linear("sparse_linear", [] { return variants.level(); });
+const KernelLevel level_of_sparse_linear_grad_input("sparse_linear_grad_input", [] { return variants.level(); });
+const KernelLevel level_of_sparse_linear_grad_values("sparse_linear_grad_values", [] { return variants.level(); });
 
 constexpr int64_t kBlockRows = 512;  // rows whose sums (128 KiB) stay in the second-level cache over all panels
 constexpr int64_t kFewRows = 3;      // up to so many rows of activations, one at a time beats a tile of 16

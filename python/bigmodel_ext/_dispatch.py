@@ -121,7 +121,7 @@ def explain(op: str, *args: Any) -> Choice:
     for candidate in candidates:
         refusal = candidate.refusal(args[0])
         if refusal is None:
-            isa = _native.active_isa() if candidate.backend == "cpu" else None
+            isa = _native.kernel_isa(op) if candidate.backend == "cpu" else None
             return Choice(op, candidate.backend, isa, tuple(refused))
         refused.append(f"{candidate.backend}: {refusal}")
     raise RuntimeError(f"{op}: no implementation takes these arguments ({'; '.join(refused)})")

@@ -65,6 +65,11 @@ def active_isa() -> str:
     return str(_C.active_isa())
 
 
+def kernel_isa(op: str) -> str:
+    """The instruction set of the kernel that an op runs now: the best it has a version for, up to the active one."""
+    return str(_C.kernel_isa(op))
+
+
 def available_isas() -> tuple[str, ...]:
     """What this processor can run, from the plainest to the best."""
     return ISAS[: ISAS.index(_C.detected_isa()) + 1]

@@ -108,7 +108,8 @@ def _header(stored: dict[str, Tensor], metadata: dict[str, str]) -> bytes:
 
 def save_model(model: nn.Module, path: str | os.PathLike[str]) -> None:
     """Write the model's state dict and its conversions to one file, atomically: if this raises or the process is
-    killed, the previous file is as it was and no other is left.
+    killed, the previous file is as it was and no other is left. (One exception: a kill between the two system calls
+    that name and move the finished file leaves it, complete, as `.<name>.<random>.tmp` beside the other.)
 
     Args:
         model: any module, converted or not, on any device.

@@ -16,12 +16,19 @@ from torch import Tensor
 from bigmodel_ext._reference import panel_rows_columns, sparse_to_dense
 
 PANEL = 128
+WIDE_PANEL = 256
 
 
 def panel_for(density: float) -> int:
     """The fastest panel for a share of stored entries: 128 columns of activations fit the first-level cache, but where
     few entries are stored, longer rows save more than the cache loses."""
-    return 256 if density <= 0.11 else PANEL
+    return WIDE_PANEL if density <= 0.11 else PANEL
+
+
+def panel_of(crow: Tensor, out_features: int, in_features: int) -> int | None:
+    """Which of the two panels that panel_for chooses from an index of this length was packed with, or None."""
+    fits = [p for p in (PANEL, WIDE_PANEL) if tuple(crow.shape) == (-(-in_features // p) * out_features + 1,)]
+    return fits[0] if fits else None  # where both fit there is one panel at most, and they are the same
 
 
 def pack(weight: Tensor, mask: Tensor | None = None, panel: int = PANEL) -> tuple[Tensor, Tensor, Tensor]:

@@ -71,9 +71,14 @@ class PatternLinear(CompressedLinear):
 
     def _prepare(self, values: Tensor, crow: Tensor, col: Tensor) -> str | None:
         """Check what is to be loaded and make room for it."""
-        problem = csr.invalid(crow, col, self.out_features, self.columns, self.panel) or self._invalid_values(values)
+        panel = self.panel
+        if crow.shape != self.crow.shape:
+            panel = csr.panel_of(crow, self.out_features, self.columns) or panel
+        problem = csr.invalid(crow, col, self.out_features, self.columns, panel) or self._invalid_values(values)
         if problem is None and values.shape[:1] != col.shape:
             problem = f"values must have {col.shape[0]} entries, one for each of col, got {values.shape[0]}"
+        if problem is None and panel != self.panel:
+            self.panel, self.crow = panel, self.crow.new_empty(crow.shape)
         if problem is None and col.shape != self.col.shape:
             self.resize(col.shape[0])
         return problem

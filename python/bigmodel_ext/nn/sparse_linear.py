@@ -49,8 +49,10 @@ class SparseLinear(PatternLinear):
         require_linear(linear)
         if layout not in LAYOUTS:
             raise ValueError(f"layout must be one of {', '.join(LAYOUTS)}, got {layout!r}")
-        layer: SparseLinear = cls._like(linear)
-        values, layer.crow, layer.col = csr.pack(linear.weight.detach(), mask, layer.panel)
+        weight = linear.weight.detach()
+        stored = weight.count_nonzero() if mask is None else mask.count_nonzero()
+        layer: SparseLinear = cls._like(linear, panel=csr.panel_for(int(stored) / max(weight.numel(), 1)))
+        values, layer.crow, layer.col = csr.pack(weight, mask, layer.panel)
         layer.values = nn.Parameter(values, requires_grad=linear.weight.requires_grad)
         return layer
 
