@@ -83,7 +83,7 @@ def invalid(crow: Tensor, col: Tensor, out_features: int, in_features: int, pane
     if bool((crow[1:] < crow[:-1]).any()):
         return "crow must not decrease"
     rows, columns = panel_rows_columns(crow, col, out_features, panel)
-    if bool((columns >= in_features).any()) or bool((col >= panel).any()):
+    if bool((columns >= in_features).any()) or bool((col.int() >= panel).any()):
         return f"col reaches beyond the panel of {panel} columns or in_features {in_features}"
     if bool(((rows[1:] == rows[:-1]) & (columns[1:] <= columns[:-1])).any()):
         return "col must increase within a row"
