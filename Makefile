@@ -73,7 +73,7 @@ asan: $(VENV)/.deps
 bench: build
 	$(BIN)/python -m bench.bench_int8
 	$(BIN)/python -m bench.bench_sparse
-	$(BIN)/python -m bench.bench_dropout
+	$(BIN)/python -m bench.bench_dropout --quick
 	$(BIN)/python -m bench.bench_overhead
 
 # The README's table, from the rows that `make bench` wrote.

@@ -15,7 +15,8 @@ import torch.nn.functional as tF
 from bigmodel_ext import _reference
 from bigmodel_ext import functional as F
 from bigmodel_ext.formats import block, csr, int8
-from harness import Case, run
+
+from bench.harness import Case, run
 
 ROUNDS = 7
 SHAPES = ((128, 4096, 4096), (128, 768, 3072), (1, 4096, 4096))  # M, N, K
@@ -117,29 +118,6 @@ def int8_cases() -> Iterator[Case]:
             )  # fmt: skip
 
 
-def overhead_cases() -> Iterator[Case]:
-    """What a call costs before there is anything to compute."""
-    x, weight, bias = torch.randn(1, 16), torch.randn(16, 16), torch.randn(16)
-    packed = csr.pack(weight)
-    values, crow, col, row_sum = block.pack((weight * 50).to(torch.int8))
-    torchs = {"F.linear": lambda: tF.linear(x, weight, bias)}
-    sparse = lambda: F.sparse_linear(x, *packed, bias, out_features=16, panel=128)  # noqa: E731
-    yield Case(
-        "sparse_linear",
-        "overhead 1x16",
-        {"sparse_linear": sparse, **torchs},
-        lambda: close(sparse(), tF.linear(x, weight, bias)),
-    )
-    scale = weight[0].abs()
-    int8_sparse = lambda: F.int8_sparse_linear(x, values, crow, col, scale, row_sum, bias, panel=128)  # noqa: E731
-    expected = _reference.int8_sparse_linear(x, values, crow, col, scale, row_sum, bias, block.PANEL)
-
-    def verify() -> None:
-        assert torch.equal(int8_sparse(), expected), "differs from the reference"
-
-    yield Case("int8_sparse_linear", "overhead 1x16", {"int8_sparse_linear": int8_sparse, **torchs}, verify)
-
-
 def print_real(rows: list[dict[str, object]]) -> None:
     """Operations with stored weights per second, one line a shape."""
     peak = float(os.environ.get("PEAK_GFLOPS", "0"))
@@ -154,7 +132,7 @@ def print_real(rows: list[dict[str, object]]) -> None:
 def main() -> None:
     torch.manual_seed(0)
     torch.set_num_threads(1)
-    groups = {"fp32": fp32_cases, "int8": int8_cases, "overhead": overhead_cases, "training": training_cases}
+    groups = {"fp32": fp32_cases, "int8": int8_cases, "training": training_cases}
     wanted = sys.argv[1:] or list(groups)
     rows = []
     for name in wanted:

@@ -8,6 +8,7 @@ machine with what is needed to judge a row: commit, CPU, instruction set, thread
 from __future__ import annotations
 
 import csv
+import gc
 import platform
 import statistics
 import subprocess
@@ -62,9 +63,14 @@ def interleave(candidates: dict[str, Callable[[], object]], rounds: int = 21) ->
     """Seconds per call of each candidate in each round, A B C A B C ..."""
     repeats = {name: _repeats(run) for name, run in candidates.items()}
     times: dict[str, list[float]] = {name: [] for name in candidates}
-    for _ in range(rounds):
-        for name, run in candidates.items():
-            times[name].append(_time(run, repeats[name]))
+    gc.disable()  # as timeit does: a collection in one candidate's turn is not that candidate's
+    try:
+        for _ in range(rounds):
+            for name, run in candidates.items():
+                run()  # untimed: the caches and the allocator as the candidate, not its predecessor, leaves them
+                times[name].append(_time(run, repeats[name]))
+    finally:
+        gc.enable()
     return times
 
 

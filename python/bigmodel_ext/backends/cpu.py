@@ -21,8 +21,8 @@ def _rows(x: Tensor, n: int, n_name: str = "out_features") -> Tensor:
 def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
     if x.dim() != 2:
         _ops.check_quantize_rows(x)  # raises
-    m, k = x.shape
-    q, scale = x.new_empty(m, k, dtype=torch.int8), x.new_empty(m, dtype=torch.float32)
+    m = x.size(0)
+    q, scale = x.new_empty(m, x.size(1), dtype=torch.int8), x.new_empty(m, dtype=torch.float32)
     _native.quantize_rows(x, q, scale)
     return q, scale
 
@@ -30,14 +30,14 @@ def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
 def int8_mm(a: Tensor, b: Tensor) -> Tensor:
     if a.dim() != 2 or b.dim() != 2:
         _ops.check_int8_mm(a, b)  # raises
-    out = a.new_empty(a.shape[0], b.shape[0], dtype=torch.int32)
+    out = a.new_empty(a.size(0), b.size(0), dtype=torch.int32)
     _native.int8_mm(a, b, out)
     return out
 
 
 def int8_linear(x: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | None) -> Tensor:
-    n = weight_scale.shape[0] if weight_scale.dim() else 0  # a 0-d scale is refused in C++
-    out = x.new_empty(x.shape[0], n) if x.dim() == 2 else _rows(x, n)  # numbers cost half as much as a tuple
+    n = weight_scale.numel()
+    out = x.new_empty(x.size(0), n) if x.dim() == 2 else _rows(x, n)  # numbers cost half as much as a tuple
     _native.int8_linear(x, weight, weight_scale, bias, out)
     return out
 
@@ -47,7 +47,7 @@ def sparse_linear(
 ) -> Tensor:
     if x.dtype is torch.float64:
         return _dispatch.fall_back("sparse_linear", x, values, crow, col, bias, out_features, panel)
-    out = x.new_empty(x.shape[0], out_features) if x.dim() == 2 and out_features >= 0 else _rows(x, out_features)
+    out = x.new_empty(x.size(0), out_features) if x.dim() == 2 and out_features >= 0 else _rows(x, out_features)
     _native.sparse_linear(x, values, crow, col, bias, out, panel)
     return out
 
@@ -80,8 +80,8 @@ def int8_sparse_linear(
     bias: Tensor | None,
     panel: int,
 ) -> Tensor:
-    n = weight_scale.shape[0] if weight_scale.dim() else 0
-    out = x.new_empty(x.shape[0], n) if x.dim() == 2 else _rows(x, n)
+    n = weight_scale.numel()
+    out = x.new_empty(x.size(0), n) if x.dim() == 2 else _rows(x, n)
     _native.int8_sparse_linear(x, values, crow, col, weight_scale, row_sum, bias, out, panel)
     return out
 
