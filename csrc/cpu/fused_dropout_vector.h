@@ -1,5 +1,5 @@
 // The fused dropout kernel over whichever vector type simd_<isa>.h has defined before this file is included; everything
-// is in an anonymous namespace. Polynomials: our own weighted minimax fits (bench/fit_polynomials.py), the relative
+// is in an anonymous namespace. Polynomials: our own weighted minimax fits, the relative
 // error of each in its comment.
 #pragma once
 
