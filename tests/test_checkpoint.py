@@ -496,3 +496,21 @@ def test_killed_while_saving(tmp_path):
 @pytest.mark.long
 def test_killed_while_saving_200_times(tmp_path):
     kill_and_load(tmp_path, 200)
+
+
+def test_what_is_frozen_is_not_saved_but_kept(tmp_path):
+    """A frozen weight does not freeze the bias beside it."""
+    fresh = nn.Sequential(nn.Linear(8, 4))
+    fresh[0].weight.requires_grad_(False)
+    bm.save_model(
+        bm.quantize_(nn.Sequential(nn.Linear(8, 4)), bm.Int8DynamicActivationInt8WeightConfig()), tmp_path / "m"
+    )
+    assert bm.load_model(fresh, tmp_path / "m")[0].bias.requires_grad
+
+
+def test_a_name_that_safetensors_keeps_is_refused(tmp_path):
+    model = nn.Module()
+    model.register_buffer("__metadata__", torch.zeros(2))
+    with pytest.raises(ValueError, match="__metadata__"):
+        bm.save_model(model, tmp_path / "m")
+    assert os.listdir(tmp_path) == []

@@ -355,3 +355,12 @@ def test_a_residual_block_keeps_its_kind():
     bm.fuse_dropout_(model)
     assert isinstance(model[0], Mlp)
     assert model[0].width == 8
+
+
+def test_explain_draws_nothing_and_names_a_dtype_it_cannot_run():
+    model = bm.quantize_(nn.Sequential(nn.Linear(8, 4)), bm.Int8DynamicActivationInt8WeightConfig())
+    before = torch.get_rng_state()
+    bm.explain(model)
+    assert torch.equal(torch.get_rng_state(), before)
+    row = bm.explain(model.double()).layers[0]
+    assert row.reason == "can't run: x must be float32, bfloat16 or float16, got float64"

@@ -8,8 +8,11 @@ import bigmodel_ext as bm
 import pytest
 import torch
 import torch.distributed as dist
+from bigmodel_ext import functional as F
+from bigmodel_ext.formats import csr
 from layers import IN, LAYERS, LINEARS, Mlp, convert_all, network
 from torch import nn
+from torch._subclasses import FakeTensorMode
 from torch.utils.checkpoint import checkpoint
 
 
@@ -211,3 +214,42 @@ def test_data_parallel(tmp_path, world):
     state = torch.load(tmp_path / f"state{world}", weights_only=True)
     assert state["0.weight_q"].dtype == torch.int8
     assert all(t.isfinite().all() for t in state.values() if t.is_floating_point())
+
+
+@pytest.mark.parametrize("kind", LAYERS)
+def test_a_layer_left_on_meta_is_refused(kind):
+    """It has no weights: returning whatever memory holds would be worse than an error."""
+    layer = LAYERS[kind]().to("meta")
+    with pytest.raises(ValueError, match="all tensors must be on one device, got cpu, meta"):
+        layer(torch.randn(2, IN))
+
+
+def test_second_derivatives():
+    weight = torch.randn(6, 9, dtype=torch.float64) * (torch.rand(6, 9) < 0.5)
+    values, crow, col = csr.pack(weight)
+    x = torch.randn(3, 9, dtype=torch.float64, requires_grad=True)
+    values.requires_grad_()
+
+    def call(x, values):
+        return F.sparse_linear(x, values, crow, col, out_features=6, panel=csr.PANEL)
+
+    assert torch.autograd.gradgradcheck(call, (x, values))
+    y = F.fused_dropout(x, 0.5, activation="gelu", seed=1)
+    (slope,) = torch.autograd.grad(y.square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="fused_dropout can't be differentiated twice"):
+        slope.sum().backward()
+
+
+def test_dropout_under_fake_tensors_leaves_no_fake_seed():
+    with FakeTensorMode():
+        assert F.fused_dropout(torch.empty(4, 4), 0.5).shape == (4, 4)
+    assert F.fused_dropout(torch.ones(64), 0.5).count_nonzero() > 0
+
+
+def test_empty_batches():
+    """No element has no layout: any strides will do, as in the expanded gradient that sum() sends back."""
+    assert F.fused_dropout(torch.empty(0, 6)[:, ::2], 0.5).shape == (0, 3)
+    values, crow, col = csr.pack(torch.randn(8, 3))
+    x = torch.zeros(0, 3, requires_grad=True)
+    F.sparse_linear(x, values, crow, col, out_features=8, panel=csr.PANEL).sum().backward()
+    assert x.grad.shape == (0, 3)

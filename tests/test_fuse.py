@@ -389,3 +389,9 @@ def test_copies_work():
     model = bm.fuse_dropout_(network())
     x = torch.randn(2, 7, 24)
     assert torch.equal(copy.deepcopy(model)(x), model(x))
+
+
+def test_a_number_may_be_the_residual():
+    layer = bm.nn.FusedDropout(0.5, "relu").eval()
+    x = torch.randn(3, 4)
+    assert torch.equal(layer(x, 2.0), torch.relu(x) + 2.0)

@@ -23,16 +23,16 @@ void register_sparse_linear(py::module_& m) {
           const DenseTensor dgrad = dense(grad, "grad"), dvalues = dense(values, "values"), dcrow = dense(crow, "crow");
           const DenseTensor dcol = dense(col, "col");
           const View vout = view(out, "out");
-          py::gil_scoped_release release;
-          sparse_linear_grad_input(dgrad.view, dvalues.view, dcrow.view, dcol.view, vout, panel);
+          unlocked(dgrad.view.numel() + dvalues.view.numel() + vout.numel(),
+                   [&] { sparse_linear_grad_input(dgrad.view, dvalues.view, dcrow.view, dcol.view, vout, panel); });
         });
   m.def("sparse_linear_grad_values",
         [](py::handle grad, py::handle x, py::handle crow, py::handle col, py::handle out, int64_t panel) {
           const DenseTensor dgrad = dense(grad, "grad"), dx = dense(x, "x"), dcrow = dense(crow, "crow");
           const DenseTensor dcol = dense(col, "col");
           const View vout = view(out, "out");
-          py::gil_scoped_release release;
-          sparse_linear_grad_values(dgrad.view, dx.view, dcrow.view, dcol.view, vout, panel);
+          unlocked(dgrad.view.numel() + dx.view.numel() + vout.numel(),
+                   [&] { sparse_linear_grad_values(dgrad.view, dx.view, dcrow.view, dcol.view, vout, panel); });
         });
 }
 

@@ -22,9 +22,9 @@ struct View {
   }
 
   bool contiguous() const {
+    if (numel() == 0) return true;  // as torch has it, whatever the strides
     int64_t expected = 1;
     for (int d = ndim - 1; d >= 0; --d) {
-      if (sizes[d] == 0) return true;
       if (sizes[d] != 1 && strides[d] != expected) return false;
       expected *= sizes[d];
     }

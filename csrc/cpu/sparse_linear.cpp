@@ -80,7 +80,8 @@ struct Forward {
 void check_values(const View& values, const View& x, const char* x_name) {
   check_float(x, x_name);
   if (values.dtype != DType::f32 && values.dtype != x.dtype)
-    throw TypeError(message("values must be float32 or ", dtype_name(x.dtype), ", got ", dtype_name(values.dtype)));
+    throw TypeError(message("values must be float32", x.dtype == DType::f32 ? "" : " or ",
+                            x.dtype == DType::f32 ? "" : dtype_name(x.dtype), ", got ", dtype_name(values.dtype)));
   check_ndim(values, "values", 1);
   check_contiguous(values, "values");
 }

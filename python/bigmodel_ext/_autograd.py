@@ -2,7 +2,8 @@
 
 int8_linear, int8_sparse_linear:  dx = g W           (rounding counts as the identity: straight-through)
 sparse_linear:                    dx = g W,  dvalues = (g^T x) at the stored positions,  dbias = sum g
-fused_dropout:                    dx = keep * scale * act'(x + bias) * g,  dbias = sum dx,  dresidual = g
+                                  (products of the same kind: they have gradients in turn)
+fused_dropout:                    dx = keep * scale * act'(x + bias) * g,  dbias = sum dx,  dresidual = g  (once only)
 """
 
 from __future__ import annotations
@@ -95,7 +96,48 @@ def _fused_dropout_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]
     return dx, dbias, grad if ctx.needs_input_grad[2] else None, None, None, None
 
 
+def _grad_input_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    grad, values, crow, col, _, ctx.panel = inputs
+    ctx.save_for_backward(grad, values, crow, col)
+
+
+def _grad_input_backward(ctx: Any, out: Tensor) -> tuple[Tensor | None, ...]:
+    grad, values, crow, col = ctx.saved_tensors
+    dgrad = dvalues = None
+    if ctx.needs_input_grad[0]:
+        dgrad = _ops.sparse_linear(out, values, crow, col, None, grad.shape[-1], ctx.panel)
+    if ctx.needs_input_grad[1]:
+        dvalues = _ops.sparse_linear_grad_values(grad, out, crow, col, ctx.panel).to(values.dtype)
+    return dgrad, dvalues, None, None, None, None
+
+
+def _grad_values_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    grad, x, crow, col, ctx.panel = inputs
+    ctx.save_for_backward(grad, x, crow, col)
+
+
+def _grad_values_backward(ctx: Any, out: Tensor) -> tuple[Tensor | None, ...]:
+    grad, x, crow, col = ctx.saved_tensors
+    dgrad = dx = None
+    if ctx.needs_input_grad[0]:
+        dgrad = _ops.sparse_linear(x, out, crow, col, None, grad.shape[-1], ctx.panel)
+    if ctx.needs_input_grad[1]:
+        dx = _ops.sparse_linear_grad_input(grad, out, crow, col, x.shape[-1], ctx.panel)
+    return dgrad, dx, None, None, None
+
+
+def _no_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    pass
+
+
+def _no_second_derivative(ctx: Any, out: Tensor) -> None:
+    raise RuntimeError("fused_dropout can't be differentiated twice")
+
+
 _register("int8_linear", _int8_linear_setup, _int8_linear_backward)
 _register("int8_sparse_linear", _int8_sparse_linear_setup, _int8_sparse_linear_backward)
 _register("sparse_linear", _sparse_linear_setup, _sparse_linear_backward)
+_register("sparse_linear_grad_input", _grad_input_setup, _grad_input_backward)
+_register("sparse_linear_grad_values", _grad_values_setup, _grad_values_backward)
 _register("fused_dropout", _fused_dropout_setup, _fused_dropout_backward)
+_register("fused_dropout_backward", _no_setup, _no_second_derivative)

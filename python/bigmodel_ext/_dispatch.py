@@ -98,6 +98,12 @@ def register(device: str, candidates: dict[str, Candidate]) -> None:
             _ops.library.impl(name, candidate.run, device.upper())
 
 
+def backends() -> list[str]:
+    """The backends that have kernels here, and the reference."""
+    kernels = {c.backend for candidates in _table.values() for c in candidates} - {"reference"}
+    return [*sorted(kernels), "reference"]
+
+
 def fall_back(op: str, x: torch.Tensor, *args: Any) -> Any:
     """What a kernel calls, instead of going on, with arguments that its candidate's `refusal` refuses."""
     for candidate in _table[op, x.device.type]:

@@ -116,12 +116,15 @@ def _gain(layer: nn.Module, call: Call, ours: Callable[[], object], other: Calla
 
 
 def _converted(fqn: str, layer: nn.Module, batch: int) -> LayerReport:
-    with torch.inference_mode():
-        call, ours, other = _call_of(layer, batch)
-        choice = _dispatch.explain(call[0], *call[1])
-        gain = _gain(layer, call, ours, other)
     dense = nbytes(layer) if isinstance(layer, FusedDropout) else _dense_bytes(layer)
     kind = type(layer).__name__
+    with torch.inference_mode(), torch.random.fork_rng(devices=[]):  # a look must not change what training draws next
+        call, ours, other = _call_of(layer, batch)
+        try:
+            choice = _dispatch.explain(call[0], *call[1])
+            gain = _gain(layer, call, ours, other)
+        except TypeError as error:  # a model cast to a dtype that the layer does not take
+            return LayerReport(fqn, kind, None, None, f"can't run: {error}", nbytes(layer), dense, None)
     return LayerReport(fqn, kind, choice.kernel, choice.isa, choice.reason, nbytes(layer), dense, gain)
 
 

@@ -247,6 +247,9 @@ _TAGS: dict[str, tuple[torch.Tag, ...]] = {"dropout_seed": (torch.Tag.nondetermi
 
 def _fake(check: Callable[..., None], result: Callable[..., Any]) -> Callable[..., Any]:
     def fake(*args: Any) -> Any:
+        # A call that mixes in a meta tensor ends here too, and would return memory that nobody wrote.
+        devices = {a.device.type for a in args if isinstance(a, Tensor)}
+        _require(len(devices) == 1, lambda: f"all tensors must be on one device, got {', '.join(sorted(devices))}")
         check(*args)
         return result(*args)
 

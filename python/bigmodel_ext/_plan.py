@@ -156,7 +156,10 @@ def _linear(survey: Survey, place: Place, entry: Entry) -> nn.Module:
     sample = next(old.parameters(), torch.empty(0, device=device_of(old)))
     placed: dict[str, Any] = {"device": sample.device, "dtype": sample.dtype}
     layer = Int8Linear(k, n, entry["bias"], **placed) if cls is Int8Linear else _sparse(cls, entry, placed)
-    return layer.requires_grad_(sample.requires_grad)
+    layer.requires_grad_(sample.requires_grad)
+    if layer.bias is not None and old.bias is not None:
+        layer.bias.requires_grad_(old.bias.requires_grad)
+    return layer
 
 
 def _sparse(cls: type[CompressedLinear], entry: Entry, placed: dict[str, Any]) -> CompressedLinear:

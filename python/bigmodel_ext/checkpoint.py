@@ -58,6 +58,8 @@ def _state(model: nn.Module) -> dict[str, Tensor]:
             raise ValueError(f"state {name!r} is on the meta device and holds no data")
         if tensor.dtype not in _DTYPES or tensor.layout != torch.strided:
             raise TypeError(f"state {name!r} is {tensor.dtype}, {tensor.layout}, which can't be saved")
+        if name == "__metadata__":
+            raise ValueError("state '__metadata__' can't be saved: safetensors keeps that name for itself")
         state[name] = tensor.detach().cpu().contiguous()
     return state
 

@@ -128,7 +128,7 @@ def _info(args: argparse.Namespace) -> int:
         "torch": torch.__version__,
         "instruction set": f"{_native.active_isa()} (this processor has {', '.join(_native.available_isas())})",
         "threads": str(torch.get_num_threads()),
-        "backends": forced or "cpu, reference",
+        "backends": forced or ", ".join(_dispatch.backends()),
     }
     for name, value in facts.items():
         print(f"{name:16s} {value}")

@@ -155,7 +155,7 @@ class _Scratch(threading.local):
 
     def __init__(self) -> None:
         with torch.inference_mode(False):  # an inference tensor could not be written outside that mode
-            self.seed = torch.empty((), dtype=torch.int64)
+            self.seed = torch.empty((), dtype=torch.int64, device="cpu")
 
 
 _scratch = _Scratch()
@@ -204,7 +204,8 @@ def fused_dropout(
             raise ValueError(f"p must be in [0, 1], got {p}")
         seed, p = None, 0.0
     elif seed is None:
-        if compiling or not x.is_cpu or (torch.is_grad_enabled() and _needs_grad(x, bias, residual)):
+        plain = type(x) is Tensor and x.is_cpu  # a fake tensor's seed, say, must not be drawn into a real one
+        if compiling or not plain or (torch.is_grad_enabled() and _needs_grad(x, bias, residual)):
             seed = _dropout_seed(x)
         else:
             seed = _scratch.seed.random_()

@@ -3,8 +3,6 @@ device and the library was built with nvcc; elsewhere CUDA tensors run on the re
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -26,6 +24,8 @@ def fused_dropout(
     x: Tensor, bias: Tensor | None, residual: Tensor | None, seed: Tensor | None, p: float, activation: str
 ) -> Tensor:
     assert _C is not None
+    if x.dtype is torch.float64:
+        return _dispatch.fall_back("fused_dropout", x, bias, residual, seed, p, activation)
     x = x.contiguous()
     out = torch.empty_like(x)
     residual = None if residual is None else residual.contiguous()
@@ -37,14 +37,16 @@ def fused_dropout_backward(
     grad: Tensor, x: Tensor, bias: Tensor | None, seed: Tensor | None, p: float, activation: str
 ) -> Tensor:
     assert _C is not None
+    if grad.dtype is torch.float64:
+        return _dispatch.fall_back("fused_dropout_backward", grad, x, bias, seed, p, activation)
     x = x.contiguous()
     out = torch.empty_like(x)
     _C.fused_dropout_backward(grad.contiguous(), x, _bias(x, bias), seed, out, p, activation)
     return out
 
 
-def _double(*tensors: Any) -> str | None:
-    return "float64 is computed by the reference" if tensors[0].dtype is torch.float64 else None
+def _double(x: Tensor) -> str | None:
+    return "float64 is computed by the reference" if x.dtype is torch.float64 else None
 
 
 if _C is not None:

@@ -17,8 +17,8 @@ class FusedDropout(nn.Dropout):
         activation: none, relu, leaky_relu, gelu, silu, sigmoid, tanh or softplus.
         num_features: length of a ``bias`` Parameter (zeros) that is added to x's last dimension; None: no bias.
 
-    forward(x, residual=None): x of any shape; a residual of another shape or dtype than x is added by torch, with its
-    broadcasting and promotion. ``inplace`` is always False: the input is never written.
+    forward(x, residual=None): x of any shape; a residual of another shape or dtype than x, or a number, is added by
+    torch, with its broadcasting and promotion. ``inplace`` is always False: the input is never written.
 
     Raises:
         ValueError: p or activation is not one of those above, or num_features is negative.
@@ -43,14 +43,14 @@ class FusedDropout(nn.Dropout):
         else:
             self.bias = nn.Parameter(torch.zeros(num_features, device=device, dtype=dtype))
 
-    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        separate = residual is not None and (residual.shape != x.shape or residual.dtype != x.dtype)
-        fused = None if separate else residual
+    def forward(self, x: Tensor, residual: Tensor | float | None = None) -> Tensor:
+        fits = isinstance(residual, Tensor) and residual.shape == x.shape and residual.dtype == x.dtype
+        fused = residual if fits and isinstance(residual, Tensor) else None
         if self.training or self.activation != "none" or self.bias is not None:
             x = functional.fused_dropout(x, self.p, self.training, self.bias, self.activation, fused)
         elif fused is not None:
             x = x + fused
-        return x + residual if separate and residual is not None else x
+        return x if residual is None or fits else x + residual
 
     def extra_repr(self) -> str:
         bias = "" if self.bias is None else f", num_features={self.bias.shape[0]}"
