@@ -174,7 +174,7 @@ def test_a_bias_of_another_float_is_converted():
 @pytest.mark.parametrize("device", ["cpu", "meta"])
 def test_bad_input(device):
     x = torch.zeros(4, 6, device=device)
-    seed = torch.tensor(1)
+    seed = torch.tensor(1, device=device)
     other = lambda *shape, dtype=torch.float32: torch.zeros(shape, dtype=dtype, device=device)  # noqa: E731
     for p in (-0.1, 1.1, math.nan, math.inf):
         with pytest.raises(ValueError, match=r"p must be in \[0, 1\], got"):
@@ -198,9 +198,9 @@ def test_bad_input(device):
     with pytest.raises(ValueError, match=r"seed must be given when p > 0, got p=0.5"):
         raw.fused_dropout(x, None, None, None, 0.5, "none")
     with pytest.raises(TypeError, match="seed must be int64, got float32"):
-        raw.fused_dropout(x, None, None, torch.tensor(1.0), 0.5, "none")
+        raw.fused_dropout(x, None, None, torch.tensor(1.0, device=device), 0.5, "none")
     with pytest.raises(ValueError, match=r"seed must be a 0-d tensor, got shape \[1\]"):
-        raw.fused_dropout(x, None, None, torch.tensor([1]), 0.5, "none")
+        raw.fused_dropout(x, None, None, torch.tensor([1], device=device), 0.5, "none")
 
 
 def test_manual_seed_governs_the_mask():

@@ -36,8 +36,11 @@ else()
 endif()
 list(APPEND gencode -gencode=arch=compute_80,code=[${ampere}])
 
-file(GLOB cuda_sources CONFIGURE_DEPENDS csrc/cuda/*.cu csrc/cuda/*.cpp csrc/bindings/cuda/*.cpp)
-pybind11_add_module(_C_cuda MODULE NO_EXTRAS ${cuda_sources} $<TARGET_OBJECTS:bigmodel_shared>)
+file(GLOB cuda_sources CONFIGURE_DEPENDS csrc/cuda/*.cu csrc/cuda/*.cpp)
+file(GLOB cuda_bindings CONFIGURE_DEPENDS csrc/bindings/cuda/*.cpp)
+bigmodel_bindings(bigmodel_cuda_bindings ${cuda_bindings})
+pybind11_add_module(_C_cuda MODULE NO_EXTRAS ${cuda_sources} $<TARGET_OBJECTS:bigmodel_shared>
+                    $<TARGET_OBJECTS:bigmodel_cuda_bindings>)
 target_include_directories(_C_cuda PRIVATE ${CMAKE_CUDA_TOOLKIT_INCLUDE_DIRECTORIES})
 target_compile_options(_C_cuda PRIVATE $<$<COMPILE_LANGUAGE:CUDA>:${gencode}>)
 set_target_properties(_C_cuda PROPERTIES CUDA_RUNTIME_LIBRARY Static CUDA_VISIBILITY_PRESET hidden CUDA_ARCHITECTURES OFF)
