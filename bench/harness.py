@@ -90,10 +90,15 @@ def _cpu_name() -> str:
         return platform.processor() or platform.machine()
 
 
-def _commit() -> str:
+def _git(*args: str) -> str:
     here = Path(__file__).parent
-    result = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=here, capture_output=True, text=True)
-    return result.stdout.strip() or "unknown"
+    return subprocess.run(["git", *args], cwd=here, capture_output=True, text=True).stdout.strip()
+
+
+def _commit() -> str:
+    """The commit that is measured; "-dirty" if code, not just earlier results, differs from it."""
+    changed = _git("status", "--porcelain", "--", ":/", ":!/bench/results", ":!/README.md")
+    return (_git("rev-parse", "--short", "HEAD") or "unknown") + ("-dirty" if changed else "")
 
 
 def machine() -> dict[str, object]:
