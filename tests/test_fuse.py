@@ -4,7 +4,7 @@ import bigmodel_ext as bm
 import pytest
 import torch
 import torch.nn.functional as F
-from bigmodel_ext._ops import ACTIVATIONS
+from bigmodel_ext._checks import ACTIVATIONS
 from layers import Mlp, network
 from torch import nn
 

@@ -3,8 +3,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from bigmodel_ext import _dispatch, _ops, _reference
+from bigmodel_ext import _dispatch, _reference
 from bigmodel_ext import functional as F
+from bigmodel_ext._checks import ACTIVATIONS
 from shapes import EDGES
 from tolerances import assert_as_accurate
 from torch.utils.checkpoint import checkpoint
@@ -28,7 +29,7 @@ def torchs_slope(x: torch.Tensor, activation: str) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("activation", _ops.ACTIVATIONS)
+@pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_activation_and_slope_are_accurate(float_isa, dtype, activation):
     x = inputs_for(dtype)
     ours = raw.fused_dropout(x, None, None, None, 0.0, activation)
@@ -37,7 +38,7 @@ def test_activation_and_slope_are_accurate(float_isa, dtype, activation):
     assert_as_accurate(ours, torchs_slope(x, activation), torchs_slope(x.double(), activation))
 
 
-@pytest.mark.parametrize("activation", _ops.ACTIVATIONS)
+@pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_small_results_keep_their_relative_accuracy(float_isa, activation):
     # An error bound set by the largest result would not see a tail that is flushed or a sign that is lost.
     x = torch.cat([-torch.logspace(-30, math.log10(80), 400), torch.logspace(-30, 1, 300)])
@@ -54,7 +55,7 @@ def test_small_results_keep_their_relative_accuracy(float_isa, activation):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("activation", _ops.ACTIVATIONS)
+@pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_special_values(float_isa, dtype, activation):
     x = torch.tensor([math.nan, math.inf, -math.inf, 0.0, -0.0, 3e38, -3e38, 1e-45, -1e-45] * 9).to(dtype)
     wide = x.double()
@@ -125,7 +126,7 @@ def test_a_dropped_element_is_the_residual_whatever_the_input(float_isa):
     residual[::3] = -0.0
     for bad in (math.nan, math.inf, -math.inf):
         x = torch.full((1000,), bad)
-        for activation in _ops.ACTIVATIONS:
+        for activation in ACTIVATIONS:
             out = raw.fused_dropout(x, None, residual, torch.tensor(SEED), 0.5, activation)
             assert torch.equal(out[~keep].view(torch.int32), residual[~keep].view(torch.int32))
             out = raw.fused_dropout(x, None, None, torch.tensor(SEED), 0.5, activation)
@@ -233,7 +234,7 @@ def test_the_first_call_in_a_thread_may_be_in_inference_mode():
         pool.submit(in_thread).result()
 
 
-@pytest.mark.parametrize("activation", _ops.ACTIVATIONS)
+@pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_gradcheck(activation):
     x = torch.randn(3, 5, dtype=torch.float64, requires_grad=True)
     bias = torch.randn(5, dtype=torch.float64, requires_grad=True)

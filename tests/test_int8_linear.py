@@ -5,7 +5,7 @@ import pytest
 import torch
 from bigmodel_ext import _reference
 from bigmodel_ext import functional as F
-from bigmodel_ext._ops import INT8_MAX_K
+from bigmodel_ext._checks import INT8_MAX_K
 from bigmodel_ext.formats.int8 import pack, unpack
 from shapes import MNK, RANDOM
 from tolerances import assert_as_accurate

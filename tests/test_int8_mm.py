@@ -3,7 +3,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 from bigmodel_ext import functional as F
-from bigmodel_ext._ops import INT8_MAX_K
+from bigmodel_ext._checks import INT8_MAX_K
 from shapes import MNK, RANDOM
 
 

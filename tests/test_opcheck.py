@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from bigmodel_ext._ops import FLOATS, NAMESPACE, OPS
+from bigmodel_ext._checks import FLOATS
+from bigmodel_ext._ops import NAMESPACE, OPS
 from bigmodel_ext.formats import block, csr, int8
 
 M, N, K = 5, 12, 19

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from bigmodel_ext._ops import FLOATS, INT8_MAX_K
+from bigmodel_ext._checks import FLOATS, INT8_MAX_K
 from bigmodel_ext.nn._linear import CompressedLinear
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")

@@ -6,7 +6,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from bigmodel_ext import _dispatch, _native, _ops
+from bigmodel_ext import _checks, _dispatch, _native
 from bigmodel_ext._dispatch import Candidate
 
 
@@ -20,7 +20,7 @@ def _rows(x: Tensor, n: int, n_name: str = "out_features") -> Tensor:
 
 def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
     if x.dim() != 2:
-        _ops.check_quantize_rows(x)  # raises
+        _checks.check_quantize_rows(x)  # raises
     m = x.size(0)
     q, scale = x.new_empty(m, x.size(1), dtype=torch.int8), x.new_empty(m, dtype=torch.float32)
     _native.quantize_rows(x, q, scale)
@@ -29,7 +29,7 @@ def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
 
 def int8_mm(a: Tensor, b: Tensor) -> Tensor:
     if a.dim() != 2 or b.dim() != 2:
-        _ops.check_int8_mm(a, b)  # raises
+        _checks.check_int8_mm(a, b)  # raises
     out = a.new_empty(a.size(0), b.size(0), dtype=torch.int32)
     _native.int8_mm(a, b, out)
     return out

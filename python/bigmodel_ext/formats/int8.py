@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from bigmodel_ext._ops import INT8_TILE_N
+from bigmodel_ext._checks import INT8_TILE_N
 from bigmodel_ext._reference import unpack_int8
 
 

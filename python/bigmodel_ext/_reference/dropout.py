@@ -1,4 +1,4 @@
-"""Every op in plain PyTorch: what runs where no kernel does, and what kernels are tested against. Clear, not fast."""
+"""Philox and fused dropout."""
 
 from __future__ import annotations
 
@@ -9,99 +9,6 @@ from typing import Any, cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-
-SMALLEST_QUANTIZABLE = 2.0**-119
-
-
-def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
-    x = x.float()
-    absmax = x.abs().amax(dim=1) if x.shape[1] else x.new_zeros(x.shape[0])
-    finite = absmax.isfinite()  # amax propagates NaN
-    usable = finite & (absmax >= SMALLEST_QUANTIZABLE)
-    # A division, where `127.0 / absmax` would multiply by the rounded reciprocal.
-    inverse = torch.where(usable, torch.full_like(absmax, 127.0).div(absmax), 0.0)
-    q = torch.where(usable[:, None], x, 0.0).mul(inverse[:, None]).round().to(torch.int8)
-    scale = torch.where(usable, absmax / 127.0, torch.where(finite, 0.0, math.nan))
-    return q, scale
-
-
-def int8_mm(a: Tensor, b: Tensor) -> Tensor:
-    return (a.double() @ b.double().T).to(torch.int32)  # every partial sum is below 2^53: exact
-
-
-def unpack_int8(packed: Tensor, n: int, k: int) -> Tensor:
-    """[ceil(N/64), ceil(K/4)+1, 64, 4] -> [N,K]; slab 0 holds the column sums (see formats.int8)."""
-    panels, slabs, columns, group = packed.shape
-    return packed[:, 1:].permute(0, 2, 1, 3).reshape(panels * columns, (slabs - 1) * group)[:n, :k]
-
-
-def _scaled(acc: Tensor, x_scale: Tensor, weight_scale: Tensor, bias: Tensor | None, x: Tensor) -> Tensor:
-    y = acc.float() * x_scale[:, None] * weight_scale
-    if bias is not None:
-        y = y + bias.float()
-    return y.to(x.dtype).reshape(*x.shape[:-1], weight_scale.shape[0])
-
-
-def int8_linear(x: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | None) -> Tensor:
-    n, k = weight_scale.shape[0], x.shape[-1]
-    if weight.dim() == 4:
-        weight = unpack_int8(weight, n, k)
-    q, x_scale = quantize_rows(x.reshape(math.prod(x.shape[:-1]), k))
-    return _scaled(int8_mm(q, weight), x_scale, weight_scale, bias, x)
-
-
-def panel_rows_columns(crow: Tensor, col: Tensor, n: int, panel: int) -> tuple[Tensor, Tensor]:
-    """Row and column (int64) of every stored entry of a panel-CSR matrix (see formats.csr)."""
-    counts = crow.diff().long()
-    segment = torch.repeat_interleave(torch.arange(counts.shape[0], device=crow.device), counts)
-    return segment % max(n, 1), segment // max(n, 1) * panel + col.long()
-
-
-def sparse_to_dense(values: Tensor, crow: Tensor, col: Tensor, n: int, k: int, panel: int) -> Tensor:
-    rows, columns = panel_rows_columns(crow, col, n, panel)
-    dense = values.new_zeros((n, k, *values.shape[1:]))
-    dense[rows, columns] = values
-    return dense
-
-
-def sparse_linear(
-    x: Tensor, values: Tensor, crow: Tensor, col: Tensor, bias: Tensor | None, out_features: int, panel: int
-) -> Tensor:
-    weight = sparse_to_dense(values, crow, col, out_features, x.shape[-1], panel)
-    y = F.linear(x.to(weight.dtype), weight, None if bias is None else bias.to(weight.dtype))
-    return y.to(x.dtype)
-
-
-def sparse_linear_grad_input(
-    grad: Tensor, values: Tensor, crow: Tensor, col: Tensor, in_features: int, panel: int
-) -> Tensor:
-    weight = sparse_to_dense(values, crow, col, grad.shape[-1], in_features, panel)
-    return (grad.to(weight.dtype) @ weight).to(grad.dtype)
-
-
-def sparse_linear_grad_values(grad: Tensor, x: Tensor, crow: Tensor, col: Tensor, panel: int) -> Tensor:
-    n, k = grad.shape[-1], x.shape[-1]
-    rows, columns = panel_rows_columns(crow, col, n, panel)
-    m = math.prod(x.shape[:-1])
-    wide = torch.promote_types(grad.dtype, torch.float32)
-    dense = grad.reshape(m, n).to(wide).T @ x.reshape(m, k).to(wide)
-    return dense[rows, columns].to(grad.dtype)
-
-
-def int8_sparse_linear(
-    x: Tensor,
-    values: Tensor,
-    crow: Tensor,
-    col: Tensor,
-    weight_scale: Tensor,
-    row_sum: Tensor,
-    bias: Tensor | None,
-    panel: int,
-) -> Tensor:
-    n, k = weight_scale.shape[0], x.shape[-1]
-    weight = sparse_to_dense(values, crow, col, n, -(-k // 4), panel).flatten(1)[:, :k]
-    return int8_linear(x, weight, weight_scale, bias)
-
 
 _MASK32 = 0xFFFFFFFF
 _ROUNDS = 10

@@ -1,0 +1,176 @@
+"""Every op's argument check: what it takes, and the error for anything else.
+
+A check serves the op's fake (so that ``torch.compile`` and ``meta`` tensors see the same errors) and its reference; the
+compiled kernels repeat it in C++ before they touch memory. Dimensions: M rows of activations, N outputs, K inputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+FLOATS = (torch.float32, torch.bfloat16, torch.float16)
+ACTIVATIONS = ("none", "relu", "leaky_relu", "gelu", "silu", "sigmoid", "tanh", "softplus")
+
+INT8_MAX_K = 131_071
+"""Largest K for which |sum of K products of two int8| < 2^31: 128 * 128 * 131071 = 2147467264."""
+
+INT8_TILE_N = 64
+"""Columns of a packed int8 weight's panel; see formats.int8."""
+
+
+def require(condition: bool, message: Callable[[], str]) -> None:
+    if not condition:
+        raise ValueError(message())
+
+
+def _require_dtype(name: str, x: Tensor, *allowed: torch.dtype) -> None:
+    if x.dtype not in allowed:
+        wanted = " or ".join(str(d).removeprefix("torch.") for d in allowed)
+        raise TypeError(f"{name} must be {wanted}, got {str(x.dtype).removeprefix('torch.')}")
+
+
+def _require_shape(name: str, x: Tensor, *shape: int) -> None:
+    require(tuple(x.shape) == shape, lambda: f"{name} must have shape {list(shape)}, got {list(x.shape)}")
+
+
+def _require_matrix(name: str, x: Tensor) -> None:
+    require(x.dim() == 2, lambda: f"{name} must have 2 dimensions, got shape {list(x.shape)}")
+
+
+def _require_features(x: Tensor) -> None:
+    require(x.dim() >= 1, lambda: f"x must have at least 1 dimension, got shape {list(x.shape)}")
+
+
+def _require_bias(bias: Tensor | None, n: int) -> None:
+    if bias is not None:
+        _require_dtype("bias", bias, *FLOATS, torch.float64)
+        _require_shape("bias", bias, n)
+
+
+def _require_k(k: int) -> None:
+    require(k <= INT8_MAX_K, lambda: f"K must be at most {INT8_MAX_K} for an exact int32 sum, got {k}")
+
+
+def check_quantize_rows(x: Tensor) -> None:
+    _require_dtype("x", x, *FLOATS)
+    _require_matrix("x", x)
+
+
+def check_int8_mm(a: Tensor, b: Tensor) -> None:
+    for name, t in (("a", a), ("b", b)):
+        _require_dtype(name, t, torch.int8)
+        _require_matrix(name, t)
+    require(a.shape[1] == b.shape[1], lambda: f"a [M,K] and b [N,K] differ in K: {list(a.shape)} and {list(b.shape)}")
+    _require_k(a.shape[1])
+
+
+def check_int8_linear(x: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | None) -> None:
+    _require_dtype("x", x, *FLOATS)
+    _require_dtype("weight", weight, torch.int8)
+    _require_dtype("weight_scale", weight_scale, torch.float32)
+    _require_features(x)
+    require(weight_scale.dim() == 1, lambda: f"weight_scale must be [N], got shape {list(weight_scale.shape)}")
+    n, k = weight_scale.shape[0], x.shape[-1]
+    if weight.dim() == 4:
+        _require_shape("packed weight", weight, -(-n // INT8_TILE_N), -(-k // 4) + 1, INT8_TILE_N, 4)
+    else:
+        _require_shape("weight", weight, n, k)
+    _require_bias(bias, n)
+    _require_k(k)
+
+
+def _check_sparse(values: Tensor, crow: Tensor, col: Tensor, n: int, k: int, panel: int) -> None:
+    _require_dtype("crow", crow, torch.int32)
+    _require_dtype("col", col, torch.uint8)
+    require(1 <= panel <= 256, lambda: f"panel must be in [1, 256], got {panel}")
+    require(n >= 0, lambda: f"out_features must not be negative, got {n}")
+    _require_shape("crow", crow, -(-k // panel) * n + 1)
+    _require_shape("col", col, values.shape[0])
+
+
+def check_sparse_linear(
+    x: Tensor, values: Tensor, crow: Tensor, col: Tensor, bias: Tensor | None, out_features: int, panel: int
+) -> None:
+    _require_dtype("x", x, *FLOATS, torch.float64)
+    _require_dtype("values", values, *dict.fromkeys((torch.float32, x.dtype)))
+    _require_features(x)
+    require(values.dim() == 1, lambda: f"values must be [nnz], got shape {list(values.shape)}")
+    _check_sparse(values, crow, col, out_features, x.shape[-1], panel)
+    _require_bias(bias, out_features)
+
+
+def check_sparse_linear_grad_input(
+    grad: Tensor, values: Tensor, crow: Tensor, col: Tensor, in_features: int, panel: int
+) -> None:
+    _require_dtype("grad", grad, *FLOATS, torch.float64)
+    _require_dtype("values", values, *dict.fromkeys((torch.float32, grad.dtype)))
+    _require_features(grad)
+    require(in_features >= 0, lambda: f"in_features must not be negative, got {in_features}")
+    require(values.dim() == 1, lambda: f"values must be [nnz], got shape {list(values.shape)}")
+    _check_sparse(values, crow, col, grad.shape[-1], in_features, panel)
+
+
+def check_sparse_linear_grad_values(grad: Tensor, x: Tensor, crow: Tensor, col: Tensor, panel: int) -> None:
+    _require_dtype("grad", grad, *FLOATS, torch.float64)
+    _require_dtype("x", x, grad.dtype)
+    _require_features(x)
+    _require_shape("grad", grad, *x.shape[:-1], grad.shape[-1])
+    _check_sparse(col, crow, col, grad.shape[-1], x.shape[-1], panel)
+
+
+def check_int8_sparse_linear(
+    x: Tensor,
+    values: Tensor,
+    crow: Tensor,
+    col: Tensor,
+    weight_scale: Tensor,
+    row_sum: Tensor,
+    bias: Tensor | None,
+    panel: int,
+) -> None:
+    _require_dtype("x", x, *FLOATS)
+    _require_dtype("values", values, torch.int8)
+    _require_dtype("weight_scale", weight_scale, torch.float32)
+    _require_dtype("row_sum", row_sum, torch.int32)
+    _require_features(x)
+    require(
+        values.dim() == 2 and values.shape[1] == 4, lambda: f"values must be [blocks,4], got shape {list(values.shape)}"
+    )
+    require(weight_scale.dim() == 1, lambda: f"weight_scale must be [N], got shape {list(weight_scale.shape)}")
+    n, k = weight_scale.shape[0], x.shape[-1]
+    _require_shape("row_sum", row_sum, n)
+    _check_sparse(values, crow, col, n, -(-k // 4), panel)
+    _require_bias(bias, n)
+    _require_k(k)
+
+
+def check_dropout_seed(x: Tensor) -> None:
+    pass
+
+
+def check_fused_dropout(
+    x: Tensor, bias: Tensor | None, residual: Tensor | None, seed: Tensor | None, p: float, activation: str
+) -> None:
+    _require_dtype("x", x, *FLOATS, torch.float64)
+    require(0.0 <= p <= 1.0, lambda: f"p must be in [0, 1], got {p}")
+    require(activation in ACTIVATIONS, lambda: f"activation must be one of {ACTIVATIONS}, got {activation!r}")
+    if bias is not None:
+        _require_features(x)
+        _require_bias(bias, x.shape[-1])
+    if residual is not None:
+        _require_dtype("residual", residual, x.dtype)
+        _require_shape("residual", residual, *x.shape)
+    if seed is None:
+        require(p == 0.0, lambda: f"seed must be given when p > 0, got p={p}")
+    else:
+        _require_dtype("seed", seed, torch.int64)
+        require(seed.dim() == 0, lambda: f"seed must be a 0-d tensor, got shape {list(seed.shape)}")
+
+
+def check_fused_dropout_backward(
+    grad: Tensor, x: Tensor, bias: Tensor | None, seed: Tensor | None, p: float, activation: str
+) -> None:
+    check_fused_dropout(x, bias, grad, seed, p, activation)

@@ -1,0 +1,47 @@
+"""Row quantization and int8 products."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+SMALLEST_QUANTIZABLE = 2.0**-119
+
+
+def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
+    x = x.float()
+    absmax = x.abs().amax(dim=1) if x.shape[1] else x.new_zeros(x.shape[0])
+    finite = absmax.isfinite()  # amax propagates NaN
+    usable = finite & (absmax >= SMALLEST_QUANTIZABLE)
+    # A division, where `127.0 / absmax` would multiply by the rounded reciprocal.
+    inverse = torch.where(usable, torch.full_like(absmax, 127.0).div(absmax), 0.0)
+    q = torch.where(usable[:, None], x, 0.0).mul(inverse[:, None]).round().to(torch.int8)
+    scale = torch.where(usable, absmax / 127.0, torch.where(finite, 0.0, math.nan))
+    return q, scale
+
+
+def int8_mm(a: Tensor, b: Tensor) -> Tensor:
+    return (a.double() @ b.double().T).to(torch.int32)  # every partial sum is below 2^53: exact
+
+
+def unpack_int8(packed: Tensor, n: int, k: int) -> Tensor:
+    """[ceil(N/64), ceil(K/4)+1, 64, 4] -> [N,K]; slab 0 holds the column sums (see formats.int8)."""
+    panels, slabs, columns, group = packed.shape
+    return packed[:, 1:].permute(0, 2, 1, 3).reshape(panels * columns, (slabs - 1) * group)[:n, :k]
+
+
+def _scaled(acc: Tensor, x_scale: Tensor, weight_scale: Tensor, bias: Tensor | None, x: Tensor) -> Tensor:
+    y = acc.float() * x_scale[:, None] * weight_scale
+    if bias is not None:
+        y = y + bias.float()
+    return y.to(x.dtype).reshape(*x.shape[:-1], weight_scale.shape[0])
+
+
+def int8_linear(x: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | None) -> Tensor:
+    n, k = weight_scale.shape[0], x.shape[-1]
+    if weight.dim() == 4:
+        weight = unpack_int8(weight, n, k)
+    q, x_scale = quantize_rows(x.reshape(math.prod(x.shape[:-1]), k))
+    return _scaled(int8_mm(q, weight), x_scale, weight_scale, bias, x)

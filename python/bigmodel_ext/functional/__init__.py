@@ -1,0 +1,10 @@
+"""The ops as functions, with defaults and argument conversion. See ``torch.ops.bigmodel_ext`` for the raw ops."""
+
+from bigmodel_ext._checks import ACTIVATIONS as ACTIVATIONS
+from bigmodel_ext._checks import INT8_MAX_K as INT8_MAX_K
+from bigmodel_ext.functional._dropout import fused_dropout as fused_dropout
+from bigmodel_ext.functional._int8 import int8_linear as int8_linear
+from bigmodel_ext.functional._int8 import int8_mm as int8_mm
+from bigmodel_ext.functional._int8 import quantize_rows as quantize_rows
+from bigmodel_ext.functional._sparse import int8_sparse_linear as int8_sparse_linear
+from bigmodel_ext.functional._sparse import sparse_linear as sparse_linear

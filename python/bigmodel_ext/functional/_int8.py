@@ -1,0 +1,73 @@
+"""Row quantization and int8 products."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from bigmodel_ext.functional._registered import compiling, ops
+
+_quantize_rows = ops.quantize_rows.default
+_int8_mm = ops.int8_mm.default
+_int8_linear = ops.int8_linear.default
+
+
+def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Symmetric int8 quantization of each row: ``scale[m] = max_k |x[m,k]| / 127``,
+    ``q[m,k] = round_half_even(x[m,k] * 127 / max_k |x[m,k]|)``.
+
+    Args:
+        x: [M,K] float32, bfloat16 or float16.
+
+    Returns:
+        q int8 [M,K] in [-127, 127], and scale float32 [M], with ``x ~ q * scale[:, None]``. A row that holds NaN or an
+        infinity gets q = 0 and scale = NaN; a row whose largest magnitude is below 2^-119 gets q = 0 and scale = 0.
+
+    Raises:
+        TypeError: x has another dtype.
+        ValueError: x is not 2-d.
+    """
+    op = _quantize_rows if compiling() else _quantize_rows._op
+    return op(x)
+
+
+def int8_mm(a: Tensor, b: Tensor) -> Tensor:
+    """``a @ b.T`` of int8 matrices, exact in int32 over the full range [-128, 127].
+
+    Args:
+        a: int8 [M,K].
+        b: int8 [N,K], K at most 131071 (beyond it a sum may leave int32).
+
+    Returns:
+        int32 [M,N], the same on every device and instruction set.
+
+    Raises:
+        TypeError: an argument is not int8.
+        ValueError: shapes do not match, or K is too large.
+    """
+    op = _int8_mm if compiling() else _int8_mm._op
+    return op(a, b)
+
+
+def int8_linear(x: Tensor, weight_q: Tensor, weight_scale: Tensor, bias: Tensor | None = None) -> Tensor:
+    """A linear layer with int8 weights and activations quantized per row on the fly:
+
+    ``y[m,n] = (sum_k q[m,k] * weight_q[n,k]) * scale[m] * weight_scale[n] + bias[n]``, with ``q, scale`` from
+    :func:`quantize_rows`; the sum is exact in int32, the rest is float32, rounded once to x's dtype.
+
+    Differentiable in x and bias (rounding counts as the identity: ``dx = (dy * weight_scale) @ weight_q``).
+
+    Args:
+        x: [..., K] float32, bfloat16 or float16.
+        weight_q: int8 [N,K], or the same weights packed by ``formats.int8.pack`` (faster: no packing in the call).
+        weight_scale: float32 [N].
+        bias: [N], any floating dtype.
+
+    Returns:
+        [..., N] in x's dtype.
+
+    Raises:
+        TypeError: a dtype is not one of those above.
+        ValueError: shapes do not match, or K exceeds 131071.
+    """
+    op = _int8_linear if compiling() else _int8_linear._op
+    return op(x, weight_q, weight_scale, bias)

@@ -1,0 +1,73 @@
+"""Linear layers with sparse weights."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from bigmodel_ext.functional._registered import compiling, ops
+
+_sparse_linear = ops.sparse_linear.default
+_int8_sparse_linear = ops.int8_sparse_linear.default
+
+
+def sparse_linear(
+    x: Tensor,
+    values: Tensor,
+    crow: Tensor,
+    col: Tensor,
+    bias: Tensor | None = None,
+    *,
+    out_features: int,
+    panel: int,
+) -> Tensor:
+    """A linear layer that stores and multiplies only some of its weights: ``y = x @ W.T + bias``.
+
+    Differentiable in x, in the stored values (only those: the sparsity pattern is fixed) and in bias.
+
+    Args:
+        x: [..., K] float32, bfloat16, float16 (or float64, computed by the reference).
+        values, crow, col: W [N,K] in the panel-CSR format of ``formats.csr.pack``; values float32 or x's dtype.
+        bias: [N], any floating dtype.
+        out_features: N.
+        panel: columns to a panel, as packed.
+
+    Returns:
+        [..., N] in x's dtype; sums are float32.
+
+    Raises:
+        TypeError: a dtype is not one of those above.
+        ValueError: shapes do not match.
+    """
+    op = _sparse_linear if compiling() else _sparse_linear._op
+    return op(x, values, crow, col, bias, out_features, panel)
+
+
+def int8_sparse_linear(
+    x: Tensor,
+    values: Tensor,
+    crow: Tensor,
+    col: Tensor,
+    weight_scale: Tensor,
+    row_sum: Tensor,
+    bias: Tensor | None = None,
+    *,
+    panel: int,
+) -> Tensor:
+    """:func:`int8_linear` with weights in blocks of 1x4 of which only non-zero ones are stored.
+
+    Args:
+        x: [..., K] float32, bfloat16 or float16.
+        values, crow, col, row_sum: the int8 weights in the 1x4-block format of ``formats.block.pack``.
+        weight_scale: float32 [N].
+        bias: [N], any floating dtype.
+        panel: blocks to a panel, as packed.
+
+    Returns:
+        [..., N] in x's dtype; equal to :func:`int8_linear` on the same weights, bit for bit.
+
+    Raises:
+        TypeError: a dtype is not one of those above.
+        ValueError: shapes do not match, or K exceeds 131071.
+    """
+    op = _int8_sparse_linear if compiling() else _int8_sparse_linear._op
+    return op(x, values, crow, col, weight_scale, row_sum, bias, panel)
