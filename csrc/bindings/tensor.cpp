@@ -61,6 +61,7 @@ View view(py::handle tensor, const char* name, dlpack::DeviceType device) {
   v.device = t.device.type == dlpack::kCPU ? 0 : t.device.id;
   v.sizes = t.shape;
   v.strides = t.strides;
+  if (!t.data && v.numel() > 0) throw std::invalid_argument(message(name, " has no memory of its own"));
   return v;
 }
 
@@ -69,10 +70,27 @@ std::optional<View> optional_view(py::handle tensor, const char* name, dlpack::D
   return view(tensor, name, device);
 }
 
+namespace {
+
+// Whether the memory holds the values' negatives (as in z.conj().imag): torch's dispatcher resolves that, but not every
+// call comes through it.
+bool negated(py::handle tensor) {
+  static PyObject* const name = PyUnicode_InternFromString("is_neg");
+  const auto result = py::reinterpret_steal<py::object>(PyObject_CallMethodNoArgs(tensor.ptr(), name));
+  if (!result) throw py::error_already_set();
+  return result.ptr() == Py_True;
+}
+
+}  // namespace
+
 DenseTensor dense(py::handle tensor, const char* name) {
   DenseTensor result{py::reinterpret_borrow<py::object>(tensor), view(tensor, name)};
+  if (is_float(result.view.dtype) && negated(tensor)) {
+    result.owner = tensor.attr("resolve_neg")();
+    result.view = view(result.owner, name);
+  }
   if (result.view.contiguous()) return result;
-  result.owner = tensor.attr("contiguous")();
+  result.owner = result.owner.attr("contiguous")();
   result.view = view(result.owner, name);
   return result;
 }

@@ -66,6 +66,10 @@ _NO_KERNEL = frozenset({"dropout_seed"})  # torch's own generator: the reference
 
 _table: dict[tuple[str, str], list[Candidate]] = {}
 
+cpu_kernels: dict[Any, Callable[..., Any]] = {}
+"""By torch op: the CPU backend's own function, for calls that need nothing from torch's dispatcher. Empty where another
+backend is forced."""
+
 
 def forced_backend() -> str | None:
     name = os.environ.get("BIGMODEL_BACKEND") or None
@@ -96,6 +100,8 @@ def register(device: str, candidates: dict[str, Candidate]) -> None:
             reference = [] if forced else [_checked_reference(name)]
             _table[name, device] = [candidate, *reference]
             _ops.library.impl(name, candidate.run, device.upper())
+            if candidate.backend == "cpu":
+                cpu_kernels[getattr(torch.ops.bigmodel_ext, name).default] = candidate.run
 
 
 def backends() -> list[str]:

@@ -7,7 +7,7 @@ import threading
 import torch
 from torch import Tensor
 
-from bigmodel_ext.functional._registered import ops
+from bigmodel_ext.functional._registered import call, ops
 
 _fused_dropout = ops.fused_dropout.default
 _dropout_seed = ops.dropout_seed.default
@@ -74,5 +74,4 @@ def fused_dropout(
             seed = _scratch.seed.random_()
     elif isinstance(seed, int):
         seed = torch.tensor(seed, dtype=torch.int64, device=x.device)
-    op = _fused_dropout if compiling else _fused_dropout._op
-    return op(x, bias, residual, seed, p, activation)
+    return call(_fused_dropout, x, bias, residual, seed, p, activation)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from bigmodel_ext.functional._registered import compiling, ops
+from bigmodel_ext.functional._registered import call, ops
 
 _quantize_rows = ops.quantize_rows.default
 _int8_mm = ops.int8_mm.default
@@ -26,8 +26,7 @@ def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
         TypeError: x has another dtype.
         ValueError: x is not 2-d.
     """
-    op = _quantize_rows if compiling() else _quantize_rows._op
-    return op(x)
+    return call(_quantize_rows, x)
 
 
 def int8_mm(a: Tensor, b: Tensor) -> Tensor:
@@ -44,8 +43,7 @@ def int8_mm(a: Tensor, b: Tensor) -> Tensor:
         TypeError: an argument is not int8.
         ValueError: shapes do not match, or K is too large.
     """
-    op = _int8_mm if compiling() else _int8_mm._op
-    return op(a, b)
+    return call(_int8_mm, a, b)
 
 
 def int8_linear(x: Tensor, weight_q: Tensor, weight_scale: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -69,5 +67,4 @@ def int8_linear(x: Tensor, weight_q: Tensor, weight_scale: Tensor, bias: Tensor 
         TypeError: a dtype is not one of those above.
         ValueError: shapes do not match, or K exceeds 131071.
     """
-    op = _int8_linear if compiling() else _int8_linear._op
-    return op(x, weight_q, weight_scale, bias)
+    return call(_int8_linear, x, weight_q, weight_scale, bias)

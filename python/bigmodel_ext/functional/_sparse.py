@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from bigmodel_ext.functional._registered import compiling, ops
+from bigmodel_ext.functional._registered import call, ops
 
 _sparse_linear = ops.sparse_linear.default
 _int8_sparse_linear = ops.int8_sparse_linear.default
@@ -38,8 +38,7 @@ def sparse_linear(
         TypeError: a dtype is not one of those above.
         ValueError: shapes do not match.
     """
-    op = _sparse_linear if compiling() else _sparse_linear._op
-    return op(x, values, crow, col, bias, out_features, panel)
+    return call(_sparse_linear, x, values, crow, col, bias, out_features, panel)
 
 
 def int8_sparse_linear(
@@ -69,5 +68,4 @@ def int8_sparse_linear(
         TypeError: a dtype is not one of those above.
         ValueError: shapes do not match, or K exceeds 131071.
     """
-    op = _int8_sparse_linear if compiling() else _int8_sparse_linear._op
-    return op(x, values, crow, col, weight_scale, row_sum, bias, panel)
+    return call(_int8_sparse_linear, x, values, crow, col, weight_scale, row_sum, bias, panel)
