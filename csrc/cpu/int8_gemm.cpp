@@ -27,15 +27,17 @@ const KernelLevel level_of_int8_mm("int8_mm", [] { return variants.level(); });
 const KernelLevel level_of_int8_linear("int8_linear", [] { return variants.level(); });
 
 constexpr int64_t kRowTile = 6;                  // rows of every wide kernel's register tile
-constexpr int64_t kActivationBytes = 256 << 10;  // a block of activations that stays in L2 beside a panel
+constexpr int64_t kActivationBytes = 192 << 10;  // of a block: it, the next one and two panels stay in L2
 constexpr int64_t kGrainWork = 1 << 20;          // multiply-adds below which a second thread does not pay
 constexpr int64_t kReadingWork = 8;              // reading a weight costs about as much as this many multiply-adds
 constexpr int64_t kQuantizeGrainElements = 32768;
+constexpr int64_t kSoonBytes = 128 << 10;  // of the next activations, the most that is fetched into L2 in advance
 
 constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 constexpr int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
 
-// How the work is cut: `rows` activations at a time are made unsigned, `block` rows by one panel is an item.
+// How the work is cut: `block` rows by one panel is an item, and the items of `rows` rows are done at a time, each of
+// them also making some rows of the next batch unsigned: that way x comes from memory while the processor multiplies.
 struct Plan {
   int64_t panels;
   int64_t stride;  // bytes between unsigned activation rows
@@ -65,19 +67,24 @@ void offset_rows(const int8_t* x, int64_t rows, int64_t k, uint8_t* q, int64_t s
   }
 }
 
-void make_unsigned(const Int8Gemm& g, const Plan& plan, int64_t row0, int64_t rows, uint8_t* q, float* scale) {
-  const QuantizeRowsKernel quantize = quantize_rows_kernel();
-  const int64_t row_bytes = g.k * (g.x_dtype == DType::i8 ? 1 : g.x_dtype == DType::f32 ? 4 : 2);
-  const char* x = static_cast<const char*>(g.x) + row0 * row_bytes;
-  parallel_for(rows, kQuantizeGrainElements / std::max<int64_t>(g.k, 1) + 1, [&](int64_t begin, int64_t end) {
-    const char* from = x + begin * row_bytes;
-    uint8_t* to = q + begin * plan.stride;
-    if (g.x_dtype == DType::i8) {
-      offset_rows(reinterpret_cast<const int8_t*>(from), end - begin, g.k, to, plan.stride);
-    } else {
-      quantize(from, g.x_dtype, end - begin, g.k, g.k, to, plan.stride, 128, scale + begin);
-    }
-  });
+int64_t row_bytes(const Int8Gemm& g) { return g.k * (g.x_dtype == DType::i8 ? 1 : g.x_dtype == DType::f32 ? 4 : 2); }
+
+// A run of x's rows and, once made unsigned, where they are.
+struct Batch {
+  int64_t row0, rows;
+  uint8_t* q;  // [rows, stride]
+  float* scale;
+};
+
+void make_unsigned(const Int8Gemm& g, const Plan& plan, const Batch& batch, int64_t begin, int64_t end) {
+  if (begin == end) return;
+  const char* from = static_cast<const char*>(g.x) + (batch.row0 + begin) * row_bytes(g);
+  uint8_t* to = batch.q + begin * plan.stride;
+  if (g.x_dtype == DType::i8) {
+    offset_rows(reinterpret_cast<const int8_t*>(from), end - begin, g.k, to, plan.stride);
+  } else {
+    quantize_rows_kernel()(from, g.x_dtype, end - begin, g.k, g.k, to, plan.stride, 128, batch.scale + begin);
+  }
 }
 
 float load_float(const void* data, DType dtype, int64_t i) {
@@ -208,34 +215,46 @@ void int8_gemm(const Int8Gemm& g) {
   if (g.m == 0 || g.n == 0) return;
   const Plan plan = make_plan(g);
   const Int8PanelKernel kernel = int8_panel_kernel();
-  const int64_t scale_bytes = round_up(plan.rows * 4, 64);
+  const int64_t scale_bytes = round_up(plan.rows * 4, 64), batch_bytes = scale_bytes + plan.rows * plan.stride;
+  const int64_t batches = ceil_div(g.m, plan.rows);
   char* activations =
-      static_cast<char*>(scratch(kActivationsSlot, static_cast<size_t>(scale_bytes + plan.rows * plan.stride)));
+      static_cast<char*>(scratch(kActivationsSlot, static_cast<size_t>(std::min<int64_t>(batches, 2) * batch_bytes)));
   if (!activations) throw std::bad_alloc();
-  float* scale = reinterpret_cast<float*>(activations);
-  uint8_t* q = reinterpret_cast<uint8_t*>(activations + scale_bytes);
+  const auto batch_at = [&](int64_t i) {
+    char* memory = activations + i % 2 * batch_bytes;
+    const int64_t rows = std::clamp<int64_t>(g.m - i * plan.rows, 0, plan.rows);
+    return Batch{i * plan.rows, rows, reinterpret_cast<uint8_t*>(memory + scale_bytes),
+                 reinterpret_cast<float*>(memory)};
+  };
   std::atomic<bool> out_of_memory{false};  // nothing may be thrown through the thread pool
-  for (int64_t row0 = 0; row0 < g.m; row0 += plan.rows) {
-    const int64_t rows = std::min(plan.rows, g.m - row0);
-    make_unsigned(g, plan, row0, rows, q, scale);
-    const int64_t item_work = kPanelColumns * (g.k + 16) * (std::min(plan.block, rows) + kReadingWork);
-    parallel_for(ceil_div(rows, plan.block) * plan.panels, ceil_div(kGrainWork, item_work),
-                 [&](int64_t begin, int64_t end) {
-                   ItemMemory memory;
-                   if (!memory.allocate(g, plan.block)) {
-                     out_of_memory = true;
-                     return;
-                   }
-                   for (int64_t item = begin; item < end; ++item) {
-                     const int64_t first = item / plan.panels * plan.block;
-                     Int8Panel p = {};
-                     p.a = q + first * plan.stride;
-                     p.a_stride = plan.stride;
-                     p.rows = std::min(plan.block, rows - first);
-                     p.x_scale = scale + first;
-                     run_panel(g, kernel, memory, item % plan.panels, row0 + first, p);
-                   }
-                 });
+  Batch batch = batch_at(0);
+  parallel_for(batch.rows, kQuantizeGrainElements / std::max<int64_t>(g.k, 1) + 1,
+               [&](int64_t begin, int64_t end) { make_unsigned(g, plan, batch, begin, end); });
+  for (int64_t i = 0; i < batches; ++i) {
+    const Batch next = batch_at(i + 1);
+    const int64_t items = ceil_div(batch.rows, plan.block) * plan.panels;
+    const int64_t item_work = kPanelColumns * (g.k + 16) * (std::min(plan.block, batch.rows) + kReadingWork);
+    parallel_for(items, ceil_div(kGrainWork, item_work), [&](int64_t begin, int64_t end) {
+      ItemMemory memory;
+      if (!memory.allocate(g, plan.block)) {
+        out_of_memory = true;
+        return;
+      }
+      for (int64_t item = begin; item < end; ++item) {
+        const int64_t first = item / plan.panels * plan.block;
+        const int64_t next_begin = next.rows * item / items, next_end = next.rows * (item + 1) / items;
+        Int8Panel p = {};
+        p.a = batch.q + first * plan.stride;
+        p.a_stride = plan.stride;
+        p.rows = std::min(plan.block, batch.rows - first);
+        p.x_scale = batch.scale + first;
+        p.soon = static_cast<const char*>(g.x) + (next.row0 + next_begin) * row_bytes(g);
+        p.soon_bytes = std::min((next_end - next_begin) * row_bytes(g), kSoonBytes);
+        run_panel(g, kernel, memory, item % plan.panels, batch.row0 + first, p);
+        make_unsigned(g, plan, next, next_begin, next_end);
+      }
+    });
+    batch = next;
   }
   if (out_of_memory) throw std::bad_alloc();
 }
