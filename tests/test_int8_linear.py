@@ -61,8 +61,11 @@ def test_largest_k(isa):
     check(x, weight, torch.tensor([1.0, 2.0, 3.0]), None)
 
 
-@pytest.mark.parametrize(("m", "n", "k"), [(1, 2000, 600), (700, 64, 257), (700, 200, 129), (40, 900, 2500)])
+@pytest.mark.parametrize(
+    ("m", "n", "k"), [(1, 2000, 600), (700, 64, 257), (700, 200, 129), (40, 900, 2500), (450, 140, 2500)]
+)
 def test_threads_agree(isa, threads, m, n, k):
+    """The work is divided by rows and by columns; the last in many blocks for each thread."""
     check(*make(m, n, k))
 
 

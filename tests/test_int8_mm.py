@@ -52,9 +52,11 @@ def test_k_too_large(device):
         F.int8_mm(a, a)
 
 
-@pytest.mark.parametrize(("m", "n", "k"), [(1, 2000, 600), (700, 64, 257), (700, 200, 129), (40, 900, 2500)])
+@pytest.mark.parametrize(
+    ("m", "n", "k"), [(1, 2000, 600), (700, 64, 257), (700, 200, 129), (40, 900, 2500), (450, 140, 2500)]
+)
 def test_threads_agree(isa, threads, m, n, k):
-    """Large enough that the work is divided, by rows and by columns."""
+    """Large enough that the work is divided, by rows and by columns; the last in many blocks for each thread."""
     a, b = int8(m, k), int8(n, k)
     assert torch.equal(F.int8_mm(a, b).long(), exact(a, b))
 

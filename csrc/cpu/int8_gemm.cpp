@@ -27,34 +27,32 @@ const KernelLevel level_of_int8_mm("int8_mm", [] { return variants.level(); });
 const KernelLevel level_of_int8_linear("int8_linear", [] { return variants.level(); });
 
 constexpr int64_t kRowTile = 6;                  // rows of every wide kernel's register tile
-constexpr int64_t kActivationBytes = 256 << 10;  // a block of activations that stays in L2 beside a panel
+constexpr int64_t kActivationBytes = 192 << 10;  // of a block: it, the next one and two panels stay in L2
 constexpr int64_t kGrainWork = 1 << 20;          // multiply-adds below which a second thread does not pay
 constexpr int64_t kReadingWork = 8;              // reading a weight costs about as much as this many multiply-adds
-constexpr int64_t kQuantizeGrainElements = 32768;
+constexpr int64_t kLeastRows = 24;               // of a block: with fewer, threads share its panels instead
+constexpr int64_t kSoonBytes = 128 << 10;        // of the next activations, the most that is fetched into L2 in advance
 
 constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 constexpr int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
 
-// How the work is cut: `rows` activations at a time are made unsigned, `block` rows by one panel is an item.
+// How the work is cut: an item is `block` rows by one panel. A thread's items are consecutive, all panels of a block
+// before the next block, and it makes the rows that it needs unsigned itself, so threads never wait for each other.
 struct Plan {
   int64_t panels;
   int64_t stride;  // bytes between unsigned activation rows
   int64_t block;
-  int64_t rows;
 };
 
 Plan make_plan(const Int8Gemm& g) {
   Plan plan;
-  const int64_t threads = num_threads();
   plan.panels = ceil_div(g.n, kPanelColumns);
   plan.stride = round_up(std::max<int64_t>(g.k, 1), 64);
   if (plan.stride % 2048 == 0) plan.stride += 64;  // rows a power of two apart would share a few cache sets
-  plan.block = std::max(kActivationBytes / plan.stride / kRowTile, int64_t{1}) * kRowTile;
-  if (threads > 1) {  // enough items for an even share
-    const int64_t wanted = ceil_div(4 * threads, plan.panels);
-    plan.block = std::min(plan.block, round_up(ceil_div(g.m, wanted), kRowTile));
-  }
-  plan.rows = std::min(g.m, plan.block * threads);
+  const int64_t most = std::max(kActivationBytes / plan.stride, kRowTile);
+  const int64_t least = ceil_div(g.m, most);
+  const int64_t even = std::min(round_up(least, num_threads()), g.m / kLeastRows);  // as many for each thread
+  plan.block = ceil_div(g.m, std::max(least, even));
   return plan;
 }
 
@@ -65,19 +63,24 @@ void offset_rows(const int8_t* x, int64_t rows, int64_t k, uint8_t* q, int64_t s
   }
 }
 
-void make_unsigned(const Int8Gemm& g, const Plan& plan, int64_t row0, int64_t rows, uint8_t* q, float* scale) {
-  const QuantizeRowsKernel quantize = quantize_rows_kernel();
-  const int64_t row_bytes = g.k * (g.x_dtype == DType::i8 ? 1 : g.x_dtype == DType::f32 ? 4 : 2);
-  const char* x = static_cast<const char*>(g.x) + row0 * row_bytes;
-  parallel_for(rows, kQuantizeGrainElements / std::max<int64_t>(g.k, 1) + 1, [&](int64_t begin, int64_t end) {
-    const char* from = x + begin * row_bytes;
-    uint8_t* to = q + begin * plan.stride;
-    if (g.x_dtype == DType::i8) {
-      offset_rows(reinterpret_cast<const int8_t*>(from), end - begin, g.k, to, plan.stride);
-    } else {
-      quantize(from, g.x_dtype, end - begin, g.k, g.k, to, plan.stride, 128, scale + begin);
-    }
-  });
+int64_t row_bytes(const Int8Gemm& g) { return g.k * (g.x_dtype == DType::i8 ? 1 : g.x_dtype == DType::f32 ? 4 : 2); }
+
+// A block of x's rows and, once made unsigned, where they are.
+struct Block {
+  int64_t row0, rows;
+  uint8_t* q;  // [rows, stride]
+  float* scale;
+};
+
+void make_unsigned(const Int8Gemm& g, const Plan& plan, const Block& block, int64_t begin, int64_t end) {
+  if (begin == end) return;
+  const char* from = static_cast<const char*>(g.x) + (block.row0 + begin) * row_bytes(g);
+  uint8_t* to = block.q + begin * plan.stride;
+  if (g.x_dtype == DType::i8) {
+    offset_rows(reinterpret_cast<const int8_t*>(from), end - begin, g.k, to, plan.stride);
+  } else {
+    quantize_rows_kernel()(from, g.x_dtype, end - begin, g.k, g.k, to, plan.stride, 128, block.scale + begin);
+  }
 }
 
 float load_float(const void* data, DType dtype, int64_t i) {
@@ -140,31 +143,42 @@ struct Columns {
   }
 };
 
-constexpr int kActivationsSlot = 0, kItemSlot = 1;
-
-// Working memory of a thread's items: sums over K blocks, and for a canonical weight the packed block and a row of 128.
-struct ItemMemory {
+// Working memory of a thread: a block of activations and the next one, sums over K blocks, and for a canonical weight
+// the packed block and a row of 128.
+struct Memory {
+  char* activations = nullptr;
+  int64_t block_bytes = 0, first = 0;
   int8_t* packed = nullptr;
   uint8_t* row_of_128 = nullptr;
   int32_t* partial = nullptr;
 
-  // False if there is no memory.
-  bool allocate(const Int8Gemm& g, int64_t rows) noexcept {
+  // For a thread that works on `blocks` blocks in turn. False if there is no memory.
+  bool allocate(const Int8Gemm& g, const Plan& plan, int64_t first_block, int64_t blocks) noexcept {
+    first = first_block;
     const int64_t groups = ceil_div(g.k, 4);
-    const int64_t partial_bytes = groups > kPanelMaxGroups ? rows * kPanelColumns * 4 : 0;
-    const int64_t block = g.packed ? 0 : std::min(groups, kPanelMaxGroups);
-    char* memory = static_cast<char*>(scratch(kItemSlot, static_cast<size_t>(partial_bytes + block * (256 + 4))));
-    if (!memory) return false;
-    partial = reinterpret_cast<int32_t*>(memory);
-    packed = reinterpret_cast<int8_t*>(memory + partial_bytes);
-    row_of_128 = reinterpret_cast<uint8_t*>(packed + block * 256);
-    std::memset(row_of_128, 128, static_cast<size_t>(block * 4));
+    block_bytes = round_up(plan.block * 4, 64) + plan.block * plan.stride;
+    const int64_t partial_bytes = groups > kPanelMaxGroups ? plan.block * kPanelColumns * 4 : 0;
+    const int64_t packed_groups = g.packed ? 0 : std::min(groups, kPanelMaxGroups);
+    const int64_t all_blocks = std::min<int64_t>(blocks, 2) * block_bytes;
+    activations = static_cast<char*>(scratch(0, static_cast<size_t>(all_blocks + partial_bytes + packed_groups * 260)));
+    if (!activations) return false;
+    partial = reinterpret_cast<int32_t*>(activations + all_blocks);
+    packed = reinterpret_cast<int8_t*>(activations + all_blocks + partial_bytes);
+    row_of_128 = reinterpret_cast<uint8_t*>(packed + packed_groups * 256);
+    std::memset(row_of_128, 128, static_cast<size_t>(packed_groups * 4));
     return true;
+  }
+
+  Block block(const Int8Gemm& g, const Plan& plan, int64_t i) const {
+    char* memory = activations + (i - first) % 2 * block_bytes;
+    const int64_t row0 = i * plan.block;
+    return {row0, std::min(plan.block, g.m - row0), reinterpret_cast<uint8_t*>(memory + round_up(plan.block * 4, 64)),
+            reinterpret_cast<float*>(memory)};
   }
 };
 
 // The rows p.a, which are x's from row0, by panel `panel`; p comes with what concerns the rows filled in.
-void run_panel(const Int8Gemm& g, Int8PanelKernel kernel, const ItemMemory& memory, int64_t panel, int64_t row0,
+void run_panel(const Int8Gemm& g, Int8PanelKernel kernel, const Memory& memory, int64_t panel, int64_t row0,
                Int8Panel p) {
   const int64_t groups = ceil_div(g.k, 4), n0 = panel * kPanelColumns;
   p.columns = std::min(kPanelColumns, g.n - n0);
@@ -200,6 +214,27 @@ void run_panel(const Int8Gemm& g, Int8PanelKernel kernel, const ItemMemory& memo
   } while (g0 < groups);
 }
 
+// Block `i` by the panels [begin, end). Between panels some rows of the next block are made unsigned, if the thread
+// goes on to one: that way x comes from memory while the processor multiplies.
+void run_block(const Int8Gemm& g, const Plan& plan, const Memory& memory, int64_t i, int64_t begin, int64_t end,
+               bool more) {
+  const Int8PanelKernel kernel = int8_panel_kernel();
+  const Block block = memory.block(g, plan, i), next = more ? memory.block(g, plan, i + 1) : Block{};
+  for (int64_t panel = begin; panel < end; ++panel) {
+    const int64_t first = next.rows * (panel - begin) / (end - begin);
+    const int64_t last = next.rows * (panel + 1 - begin) / (end - begin);
+    Int8Panel p = {};
+    p.a = block.q;
+    p.a_stride = plan.stride;
+    p.rows = block.rows;
+    p.x_scale = block.scale;
+    p.soon = static_cast<const char*>(g.x) + (next.row0 + first) * row_bytes(g);
+    p.soon_bytes = std::min((last - first) * row_bytes(g), kSoonBytes);
+    run_panel(g, kernel, memory, panel, block.row0, p);
+    make_unsigned(g, plan, next, first, last);
+  }
+}
+
 }  // namespace
 
 Int8PanelKernel int8_panel_kernel() { return variants.pick(); }
@@ -207,36 +242,24 @@ Int8PanelKernel int8_panel_kernel() { return variants.pick(); }
 void int8_gemm(const Int8Gemm& g) {
   if (g.m == 0 || g.n == 0) return;
   const Plan plan = make_plan(g);
-  const Int8PanelKernel kernel = int8_panel_kernel();
-  const int64_t scale_bytes = round_up(plan.rows * 4, 64);
-  char* activations =
-      static_cast<char*>(scratch(kActivationsSlot, static_cast<size_t>(scale_bytes + plan.rows * plan.stride)));
-  if (!activations) throw std::bad_alloc();
-  float* scale = reinterpret_cast<float*>(activations);
-  uint8_t* q = reinterpret_cast<uint8_t*>(activations + scale_bytes);
+  const int64_t item_work = kPanelColumns * (g.k + 16) * (plan.block + kReadingWork);
   std::atomic<bool> out_of_memory{false};  // nothing may be thrown through the thread pool
-  for (int64_t row0 = 0; row0 < g.m; row0 += plan.rows) {
-    const int64_t rows = std::min(plan.rows, g.m - row0);
-    make_unsigned(g, plan, row0, rows, q, scale);
-    const int64_t item_work = kPanelColumns * (g.k + 16) * (std::min(plan.block, rows) + kReadingWork);
-    parallel_for(ceil_div(rows, plan.block) * plan.panels, ceil_div(kGrainWork, item_work),
-                 [&](int64_t begin, int64_t end) {
-                   ItemMemory memory;
-                   if (!memory.allocate(g, plan.block)) {
-                     out_of_memory = true;
-                     return;
-                   }
-                   for (int64_t item = begin; item < end; ++item) {
-                     const int64_t first = item / plan.panels * plan.block;
-                     Int8Panel p = {};
-                     p.a = q + first * plan.stride;
-                     p.a_stride = plan.stride;
-                     p.rows = std::min(plan.block, rows - first);
-                     p.x_scale = scale + first;
-                     run_panel(g, kernel, memory, item % plan.panels, row0 + first, p);
-                   }
-                 });
-  }
+  parallel_for(ceil_div(g.m, plan.block) * plan.panels, ceil_div(kGrainWork, item_work),
+               [&](int64_t begin, int64_t end) {
+                 Memory memory;
+                 const int64_t first = begin / plan.panels, last = (end - 1) / plan.panels;
+                 if (!memory.allocate(g, plan, first, last - first + 1)) {
+                   out_of_memory = true;
+                   return;
+                 }
+                 const Block block = memory.block(g, plan, first);
+                 make_unsigned(g, plan, block, 0, block.rows);
+                 for (int64_t i = first; i <= last; ++i) {
+                   const int64_t item0 = i * plan.panels;
+                   run_block(g, plan, memory, i, std::max(begin - item0, int64_t{0}),
+                             std::min(end - item0, plan.panels), i < last);
+                 }
+               });
   if (out_of_memory) throw std::bad_alloc();
 }
 

@@ -35,7 +35,10 @@ struct Int8Panel {
   DType out_dtype;
   int64_t out_stride;  // in elements
   int64_t columns;     // 1 to 64: how many of the panel's outputs exist
-  const int8_t* next;  // as many weights are read after these: a hint to fetch them, never read
+  // Hints of what to fetch, never read here: as many weights come after these, and then these bytes.
+  const int8_t* next;
+  const char* soon;
+  int64_t soon_bytes;
 };
 
 using Int8PanelKernel = void (*)(const Int8Panel&);
