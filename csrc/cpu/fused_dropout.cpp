@@ -2,6 +2,7 @@
 
 #include <cstring>
 
+#include "../common/pages.h"
 #include "../common/parallel.h"
 #include "isa.h"
 
@@ -26,6 +27,7 @@ constexpr int64_t kStreamBytes = 32 << 20;  // outputs that no cache keeps until
 void run(const DropoutArgs& args, const Variants<DropoutKernel>& variants, bool keep_other) {
   const int64_t element_bytes = args.dtype == DType::f32 ? 4 : 2;
   const int64_t bytes = args.numel * element_bytes;
+  about_to_write(args.out, static_cast<size_t>(bytes));
   if (args.seed && args.threshold >= kDropAll) {  // p = 1: the residual or zeros
     if (keep_other && args.other)
       std::memcpy(args.out, args.other, static_cast<size_t>(bytes));
