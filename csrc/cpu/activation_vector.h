@@ -4,77 +4,10 @@
 #pragma once
 
 #include "../common/activation.h"
-
-#define BIGMODEL_INLINE inline __attribute__((always_inline))
+#include "wide_vector.h"
 
 namespace bigmodel {
 namespace {
-
-// Independent vectors, every operation done on all of them before the next: their latencies overlap.
-struct Wide {
-  Floats v[kWide];
-};
-struct WideMask {
-  Mask m[kWide];
-};
-constexpr int kWideLanes = kWide * kLanes;
-
-template <typename F>
-BIGMODEL_INLINE Wide each(F&& f) {
-  Wide r;
-#pragma GCC unroll 4
-  for (int j = 0; j < kWide; ++j) r.v[j] = f(j);
-  return r;
-}
-
-BIGMODEL_INLINE Wide wide(float c) {
-  return each([&](int) { return set(c); });
-}
-BIGMODEL_INLINE Wide operator+(const Wide& a, const Wide& b) {
-  return each([&](int j) { return a.v[j] + b.v[j]; });
-}
-BIGMODEL_INLINE Wide operator-(const Wide& a, const Wide& b) {
-  return each([&](int j) { return a.v[j] - b.v[j]; });
-}
-BIGMODEL_INLINE Wide operator*(const Wide& a, const Wide& b) {
-  return each([&](int j) { return a.v[j] * b.v[j]; });
-}
-BIGMODEL_INLINE Wide operator/(const Wide& a, const Wide& b) {
-  return each([&](int j) { return a.v[j] / b.v[j]; });
-}
-BIGMODEL_INLINE Wide fma(const Wide& a, const Wide& b, const Wide& c) {
-  return each([&](int j) { return fma(a.v[j], b.v[j], c.v[j]); });
-}
-BIGMODEL_INLINE Wide fnma(const Wide& a, const Wide& b, const Wide& c) {  // c - a b
-  return each([&](int j) { return fnma(a.v[j], b.v[j], c.v[j]); });
-}
-BIGMODEL_INLINE Wide fms(const Wide& a, const Wide& b, const Wide& c) {  // a b - c
-  return each([&](int j) { return fms(a.v[j], b.v[j], c.v[j]); });
-}
-BIGMODEL_INLINE Wide magnitude(const Wide& a) {
-  return each([&](int j) { return magnitude(a.v[j]); });
-}
-BIGMODEL_INLINE Wide at_least(float bound, const Wide& a) {
-  return each([&](int j) { return at_least(bound, a.v[j]); });
-}
-BIGMODEL_INLINE Wide at_most(float bound, const Wide& a) {
-  return each([&](int j) { return at_most(bound, a.v[j]); });
-}
-BIGMODEL_INLINE Wide rounded(const Wide& a) {
-  return each([&](int j) { return rounded(a.v[j]); });
-}
-BIGMODEL_INLINE Wide times_power_of_2(const Wide& a, const Wide& n) {
-  return each([&](int j) { return times_power_of_2(a.v[j], n.v[j]); });
-}
-BIGMODEL_INLINE WideMask below(const Wide& a, const Wide& b) {
-  WideMask r;
-#pragma GCC unroll 4
-  for (int j = 0; j < kWide; ++j) r.m[j] = below(a.v[j], b.v[j]);
-  return r;
-}
-BIGMODEL_INLINE Wide choose(const WideMask& m, const Wide& yes, const Wide& no) {
-  return each([&](int j) { return choose(m.m[j], yes.v[j], no.v[j]); });
-}
 
 template <int N>
 BIGMODEL_INLINE Wide polynomial(const Wide& x, const float (&c)[N]) {
@@ -108,34 +41,29 @@ constexpr float kHalfLog2E = 0.72134751081466675f;  // rounded: 9.6e-9 too small
 
 // The lower tail of the normal distribution divided by its density's factor 2^(-kHalfLog2E a^2), for 0 <= a < 15.
 #if defined(__AVX512F__)
-// Quintics on the quarter octaves of 1 + a, 1.2e-7: a look-up costs half of a division, and leaves the multipliers free.
+// Quintics on the quarter octaves of 1 + a, 1.2e-7: a look-up costs half of a division, and leaves the multipliers
+// free.
 BIGMODEL_INLINE Wide tail_ratio(const Wide& a) {
-  alignas(64) static constexpr float centre[16] = {
-      1.25f, 1.75f, 2.25f, 2.75f, 3.5f, 4.5f, 5.5f, 6.5f, 8.0f, 10.0f, 12.0f, 14.0f, 0.125f, 0.375f, 0.625f, 0.875f};
+  alignas(64) static constexpr float centre[16] = {1.25f, 1.75f, 2.25f, 2.75f, 3.5f,   4.5f,   5.5f,   6.5f,
+                                                   8.0f,  10.0f, 12.0f, 14.0f, 0.125f, 0.375f, 0.625f, 0.875f};
   alignas(64) static constexpr float c[6][16] = {
-      {
-      0.23076032f, 0.18523166f, 0.15365194f, 0.13072473f, 0.106345154f, 0.08480338f, 0.07034268f, 0.06001566f,
-      0.04912253f, 0.03950667f, 0.03301894f, 0.028352624f, 0.45379323f, 0.37960443f, 0.32335618f, 0.27977058f},
-      {
-      -0.11049188f, -0.07478687f, -0.053225424f, -0.039449263f, -0.026734248f, -0.017327018f, -0.012057466f,
-      -0.008840393f, -0.005961914f, -0.0038753422f, -0.0027146302f, -0.0020050358f, -0.34221813f, -0.25659063f,
-      -0.19684468f, -0.15414304f},
-      {
-      0.046321567f, 0.02717745f, 0.016946483f, 0.011119491f, 0.006387046f, 0.0034158172f, 0.0020132097f,
-      0.0012765113f, 0.0007135385f, 0.0003766187f, 0.0002217174f, 0.00014109474f, 0.20550424f, 0.14169028f,
-      0.100156985f, 0.07244041f},
-      {
-      -0.017529365f, -0.009075498f, -0.005031085f, -0.0029568048f, -0.0014590123f, -0.0006517984f, -0.0003280432f,
-      -0.00018089561f, -8.427865e-05f, -3.6276822e-05f, -1.7992643e-05f, -9.88128e-06f, -0.10550776f, -0.06781518f,
-      -0.044743735f, -0.030247651f},
-      {
-      0.0061575137f, 0.002836175f, 0.0014268446f, 0.00075199833f, 0.0003259708f, 0.000121997036f, 5.3010674e-05f,
-      2.5523052e-05f, 1.0047298e-05f, 3.5264175e-06f, 1.4633072e-06f, 6.964727e-07f, 0.048437625f, 0.029205587f,
-      0.018541543f, 0.0119818635f},
-      {
-      -0.0019930825f, -0.0008299372f, -0.0003782308f, -0.00018052677f, -6.897814e-05f, -2.1934025e-05f,
-      -8.265057e-06f, -3.481898e-06f, -1.1571427e-06f, -3.3351986e-07f, -1.1735015e-07f, -4.841402e-08f,
-      -0.02008483f, -0.011587137f, -0.0069503016f, -0.0042477935f}};
+      {0.23076032f, 0.18523166f, 0.15365194f, 0.13072473f, 0.106345154f, 0.08480338f, 0.07034268f, 0.06001566f,
+       0.04912253f, 0.03950667f, 0.03301894f, 0.028352624f, 0.45379323f, 0.37960443f, 0.32335618f, 0.27977058f},
+      {-0.11049188f, -0.07478687f, -0.053225424f, -0.039449263f, -0.026734248f, -0.017327018f, -0.012057466f,
+       -0.008840393f, -0.005961914f, -0.0038753422f, -0.0027146302f, -0.0020050358f, -0.34221813f, -0.25659063f,
+       -0.19684468f, -0.15414304f},
+      {0.046321567f, 0.02717745f, 0.016946483f, 0.011119491f, 0.006387046f, 0.0034158172f, 0.0020132097f, 0.0012765113f,
+       0.0007135385f, 0.0003766187f, 0.0002217174f, 0.00014109474f, 0.20550424f, 0.14169028f, 0.100156985f,
+       0.07244041f},
+      {-0.017529365f, -0.009075498f, -0.005031085f, -0.0029568048f, -0.0014590123f, -0.0006517984f, -0.0003280432f,
+       -0.00018089561f, -8.427865e-05f, -3.6276822e-05f, -1.7992643e-05f, -9.88128e-06f, -0.10550776f, -0.06781518f,
+       -0.044743735f, -0.030247651f},
+      {0.0061575137f, 0.002836175f, 0.0014268446f, 0.00075199833f, 0.0003259708f, 0.000121997036f, 5.3010674e-05f,
+       2.5523052e-05f, 1.0047298e-05f, 3.5264175e-06f, 1.4633072e-06f, 6.964727e-07f, 0.048437625f, 0.029205587f,
+       0.018541543f, 0.0119818635f},
+      {-0.0019930825f, -0.0008299372f, -0.0003782308f, -0.00018052677f, -6.897814e-05f, -2.1934025e-05f, -8.265057e-06f,
+       -3.481898e-06f, -1.1571427e-06f, -3.3351986e-07f, -1.1735015e-07f, -4.841402e-08f, -0.02008483f, -0.011587137f,
+       -0.0069503016f, -0.0042477935f}};
   Wide r;
 #pragma GCC unroll 4
   for (int j = 0; j < kWide; ++j) {  // the exponent's lower two bits and the significand's upper two

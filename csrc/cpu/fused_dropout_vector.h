@@ -18,11 +18,6 @@ struct Chunk {
   void* out;
 };
 
-template <DType D>
-BIGMODEL_INLINE Wide load_wide(const void* base, int64_t i) {
-  return each([&](int j) { return load<D>(base, i + j * kLanes); });
-}
-
 template <DType D, Activation A, bool kBackward>
 BIGMODEL_INLINE void run_chunk(const Chunk& chunk, const Keep& keep, Floats scale, bool stream) {
   constexpr int64_t kBytes = D == DType::f32 ? 4 : 2;
@@ -123,8 +118,8 @@ void dropout_kernel(const DropoutArgs& a, int64_t begin, int64_t end, bool strea
   Masks masks(a);
   const Floats scale = set(a.scale);
   alignas(64) float bias_space[kDropoutChunk];
-  int64_t column = begin % a.features;
-  for (int64_t i = begin; i < end; i += kDropoutChunk) {
+  int64_t i = begin / kDropoutChunk * kDropoutChunk, column = i % a.features;
+  for (; i < end; i += kDropoutChunk) {
     const Keep& keep = masks.next(a.first_block + static_cast<uint64_t>(i / kPhiloxHalves), (end - i) / kDropoutChunk);
     Chunk chunk{static_cast<const char*>(a.x) + i * kBytes, nullptr, nullptr, static_cast<char*>(a.out) + i * kBytes};
     if (a.other) chunk.other = static_cast<const char*>(a.other) + i * kBytes;
@@ -133,10 +128,11 @@ void dropout_kernel(const DropoutArgs& a, int64_t begin, int64_t end, bool strea
       column += kDropoutChunk;
       while (column >= a.features) column -= a.features;
     }
-    if (end - i >= kDropoutChunk)
+    if (i >= begin && end - i >= kDropoutChunk)
       run_chunk<D, A, kBackward>(chunk, keep, scale, stream);
     else
-      run_part<D, A, kBackward>(chunk, 0, end - i, keep, scale);
+      run_part<D, A, kBackward>(chunk, i < begin ? begin - i : 0, end - i < kDropoutChunk ? end - i : kDropoutChunk,
+                                keep, scale);
   }
   if (stream) _mm_sfence();
 }

@@ -121,8 +121,8 @@ class DropoutMask {
 #pragma GCC unroll 2
     for (int j = 0; j < 2; ++j) {
       // In this order the unpacks below leave the blocks in sequence.
-      const __m256i counter = _mm256_add_epi64(_mm256_set1_epi64x(static_cast<int64_t>(block + 4 * j)),
-                                               _mm256_setr_epi64x(0, 2, 1, 3));
+      const __m256i counter =
+          _mm256_add_epi64(_mm256_set1_epi64x(static_cast<int64_t>(block + 4 * j)), _mm256_setr_epi64x(0, 2, 1, 3));
       // Words 2 and 3 of the counter are 0, which leaves this of the first round:
       c3[j] = _mm256_mul_epu32(counter, m0);
       c1[j] = _mm256_setzero_si256();
