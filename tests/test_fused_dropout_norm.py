@@ -1,11 +1,14 @@
+import copy
 import math
 
+import bigmodel_ext as bm
 import pytest
 import torch
 import torch.nn.functional as TF
 from bigmodel_ext import _reference
 from bigmodel_ext import functional as F
 from tolerances import assert_as_accurate
+from torch import nn
 
 raw = torch.ops.bigmodel_ext
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -214,3 +217,62 @@ def test_bad_input(device):
         F.fused_dropout_norm(x, 0.5, residual=other(6, 4))
     with pytest.raises(ValueError, match=r"mean must have shape \[4\], got \[5\]|mean.*4.*got.*5"):
         raw.fused_dropout_norm_backward(x, None, x, other(5), other(4), x, None, None, None, 0.0, "none", "layer")
+
+
+class TestLayer:
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+    @pytest.mark.parametrize("eps", [1e-3, None])
+    @pytest.mark.parametrize("kind", [nn.LayerNorm, nn.RMSNorm])
+    def test_it_takes_over_a_norm(self, kind, eps, dtype):
+        if kind is nn.LayerNorm and eps is None:
+            pytest.skip("nn.LayerNorm always has an eps")
+        norm = kind(70, eps=eps, dtype=dtype).eval()
+        for parameter in norm.parameters():
+            nn.init.normal_(parameter)
+        layer = bm.nn.FusedDropoutNorm.from_norm(norm, 0.3, "relu")
+        assert layer.weight is norm.weight
+        assert layer.norm_bias is getattr(norm, "bias", None)
+        assert not layer.training
+        x, residual = torch.randn(4, 70).to(dtype) * 0.1, torch.randn(4, 70).to(dtype) * 0.1
+        y, h = layer(x, residual)
+        assert torch.equal(h, torch.relu(x) + residual)
+        torch.testing.assert_close(y, norm(h))
+
+    def test_in_training_it_is_the_function(self):
+        layer, x = bm.nn.FusedDropoutNorm(40, 0.5, "gelu", "rms", bias=True), torch.randn(6, 40)
+        nn.init.normal_(layer.bias)
+        torch.manual_seed(4)
+        y, h = layer(x, x)
+        torch.manual_seed(4)
+        args = (layer.bias, "gelu", x, layer.weight, layer.norm_bias, "rms")
+        expected = F.fused_dropout_norm(x, 0.5, True, *args)
+        assert torch.equal(y, expected[0])
+        assert torch.equal(h, expected[1])
+        (y.sum() + h.sum()).backward()
+        assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in layer.parameters())
+
+    def test_copies_states_and_names(self):
+        layer = bm.nn.FusedDropoutNorm(5, 0.25, "silu", bias=True)
+        assert list(layer.state_dict()) == ["bias", "weight", "norm_bias"]
+        layer.load_state_dict({name: torch.randn(5) for name in layer.state_dict()})
+        x = torch.randn(3, 5)
+        assert torch.equal(copy.deepcopy(layer).eval()(x)[0], layer.eval()(x)[0])
+        assert repr(layer) == (
+            "FusedDropoutNorm(5, p=0.25, activation='silu', norm='layer', eps=1e-05, bias, weight, norm_bias)"
+        )
+        assert list(bm.nn.FusedDropoutNorm(5, weight=False, norm_bias=False).parameters()) == []
+
+    def test_bad_arguments(self):
+        for message, kwargs in (
+            ("num_features must be at least 1, got 0", {"num_features": 0}),
+            (r"p must be in \[0, 1\], got 2", {"p": 2}),
+            ("activation must be one of .*got 'mish'", {"activation": "mish"}),
+            ("norm must be one of layer, rms, got 'group'", {"norm": "group"}),
+            ("eps must not be negative, got -1", {"eps": -1}),
+        ):
+            with pytest.raises(ValueError, match=message):
+                bm.nn.FusedDropoutNorm(**{"num_features": 4, **kwargs})
+        with pytest.raises(TypeError, match=r"must be an nn\.LayerNorm or nn\.RMSNorm, got BatchNorm1d"):
+            bm.nn.FusedDropoutNorm.from_norm(nn.BatchNorm1d(4))
+        with pytest.raises(ValueError, match=r"last dimension only, got \[3, 4\]"):
+            bm.nn.FusedDropoutNorm.from_norm(nn.LayerNorm((3, 4)))

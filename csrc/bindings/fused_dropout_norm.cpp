@@ -73,6 +73,8 @@ void register_fused_dropout_norm(py::module_& m) {
                                              optional_view(seed, "seed"), view(h, "h"), p, activation);
     NormArgs norm = norm_args(dx.view, pointer(dweight), pointer(dnorm_bias), eps, rms);
     norm.h = dropout.out;
+    norm.ahead[0] = dropout.x;
+    norm.ahead[1] = dropout.other;
     norm.y = rows_like(&vy, "y", dx.view);
     norm.mean = rms ? nullptr : floats(&vmean, "mean", norm.rows);
     norm.rstd = floats(&vrstd, "rstd", norm.rows);

@@ -23,6 +23,9 @@ struct NormArgs {
   void* y;      // forward
   float* mean;  // [rows]; null for rms
   float* rstd;  // [rows]
+  // What the dropout kernel reads (x and the residual; either may be null), fetched rows_in_block rows ahead while this
+  // block is normalised: else memory rests meanwhile.
+  const void* ahead[2];
   // Backward:
   const void* grad_y;
   const void* grad_h;  // may be null: zero

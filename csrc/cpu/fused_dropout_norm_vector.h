@@ -3,6 +3,7 @@
 #pragma once
 
 #include "fused_dropout_norm.h"
+#include "row_slabs.h"
 #include "wide_vector.h"
 
 namespace bigmodel {
@@ -36,6 +37,14 @@ RowStatistics row_statistics(const char* h, const NormArgs& a) {
   return {mean, 1.0f / __builtin_sqrtf(square / static_cast<float>(n) + a.eps)};
 }
 
+// The cache lines of kWideLanes elements.
+template <DType D>
+BIGMODEL_INLINE void fetch(const char* p) {
+  constexpr int kBytes = kWideLanes * (D == DType::f32 ? 4 : 2);
+#pragma GCC unroll 4
+  for (int line = 0; line < kBytes; line += 64) _mm_prefetch(p + line, _MM_HINT_T1);
+}
+
 template <DType D>
 void norm_rows(const NormArgs& a, int64_t begin, int64_t end, bool stream) {
   constexpr int64_t kBytes = D == DType::f32 ? 4 : 2;
@@ -46,7 +55,10 @@ void norm_rows(const NormArgs& a, int64_t begin, int64_t end, bool stream) {
     const RowStatistics s = row_statistics<D>(h, a);
     if (a.mean) a.mean[row] = s.mean;
     a.rstd[row] = s.rstd;
+    const int64_t ahead = (row + rows_in_block(n)) * n * kBytes;
     for (int64_t c = 0; c < whole; c += kWideLanes) {
+      if (a.ahead[0]) fetch<D>(static_cast<const char*>(a.ahead[0]) + ahead + c * kBytes);
+      if (a.ahead[1]) fetch<D>(static_cast<const char*>(a.ahead[1]) + ahead + c * kBytes);
       Wide v = (load_wide<D>(h, c) - wide(s.mean)) * wide(s.rstd);
       if (a.weight) v = v * load_wide<DType::f32>(a.weight, c);
       if (a.norm_bias) v = v + load_wide<DType::f32>(a.norm_bias, c);
