@@ -37,6 +37,18 @@ def _dropout(dtype, grad, p, activation, bias, residual):
     return x, b, r, torch.tensor(7) if p else None, p, activation
 
 
+def _dropout_norm(dtype, grad, norm, whole):
+    x, b, r, seed, p, activation = _dropout(dtype, grad, 0.3, "gelu", whole, whole)
+    weight, norm_bias = (torch.randn(K, requires_grad=grad) for _ in range(2))
+    return x, b, r, seed, weight, norm_bias if whole else None, p, activation, norm, 1e-3
+
+
+def _dropout_norm_backward(dtype, norm, whole):
+    x, b, r, seed, weight, _, p, activation, norm, _eps = args = _dropout_norm(dtype, False, norm, whole)
+    _, h, mean, rstd = torch.ops.bigmodel_ext.fused_dropout_norm(*args)
+    return torch.randn_like(x), r, h, mean, rstd, x, b, seed, weight, p, activation, norm
+
+
 # op -> (name of the case, arguments), from dtype and whether gradients are wanted
 SAMPLES = {
     "quantize_rows": lambda dtype, grad: {"": (_matrix(dtype),)},
@@ -70,8 +82,19 @@ SAMPLES = {
     "fused_dropout_backward": lambda dtype, grad: {
         "": (lambda x, b, r, seed, p, act: (r, x, b, seed, p, act))(*_dropout(dtype, False, 0.3, "gelu", True, True))
     },
+    "fused_dropout_backward_bias": lambda dtype, grad: {
+        "": (lambda x, b, r, seed, p, act: (r, x, b, seed, p, act))(*_dropout(dtype, False, 0.3, "gelu", True, True))
+    },
+    "fused_dropout_norm": lambda dtype, grad: {
+        "layer": _dropout_norm(dtype, grad, "layer", True),
+        "rms": _dropout_norm(dtype, grad, "rms", False),
+    },
+    "fused_dropout_norm_backward": lambda dtype, grad: {
+        "layer": _dropout_norm_backward(dtype, "layer", True),
+        "rms": _dropout_norm_backward(dtype, "rms", False),
+    },
 }
-DIFFERENTIABLE = ("int8_linear", "sparse_linear", "int8_sparse_linear", "fused_dropout")
+DIFFERENTIABLE = ("int8_linear", "sparse_linear", "int8_sparse_linear", "fused_dropout", "fused_dropout_norm")
 CASES = [
     (op, dtype, grad)
     for op in SAMPLES
@@ -103,10 +126,10 @@ def test_gradients_in_float64_or_by_formula(op):
     """gradcheck in float64 where the reference takes it; int8 rounding has no derivative, so its straight-through
     formula is compared instead."""
     overload = getattr(torch.ops.bigmodel_ext, op).default
-    if op in ("sparse_linear", "fused_dropout"):
+    if op in ("sparse_linear", "fused_dropout", "fused_dropout_norm"):
         for name, args in SAMPLES[op](torch.float64, True).items():
             wide = [a.detach().double().requires_grad_() if _floating(a) else a for a in args]
-            assert torch.autograd.gradcheck(overload, wide), name
+            assert torch.autograd.gradcheck(_differentiable_results(overload), wide), name
         return
     for args in SAMPLES[op](torch.float32, True).values():
         x = args[0]
@@ -121,6 +144,14 @@ def test_gradients_in_float64_or_by_formula(op):
         torch.testing.assert_close(x.grad, grad @ (weight.float() * scale[:, None]))
         if bias is not None:
             torch.testing.assert_close(bias.grad, grad.reshape(-1, N).sum(0))
+
+
+def _differentiable_results(overload):
+    def call(*args):
+        results = overload(*args)
+        return results if isinstance(results, torch.Tensor) else tuple(r for r in results if r.requires_grad)
+
+    return call
 
 
 def _floating(value):

@@ -5,6 +5,7 @@
 #include <array>
 #include <optional>
 
+#include "../common/check.h"
 #include "tensor.h"
 #include "unlocked.h"
 
@@ -29,6 +30,13 @@ std::optional<View> view_of(const std::optional<DenseTensor>& tensor) {
   return tensor ? std::optional<View>(tensor->view) : std::nullopt;
 }
 
+float* sums_of(const View& sums, const char* name, int64_t numel) {
+  check_dtype(sums, name, DType::f32);
+  check_contiguous(sums, name);
+  BIGMODEL_CHECK(sums.numel() == numel, name, " must have ", numel, " elements, got shape ", shape_string(sums));
+  return sums.as<float>();
+}
+
 }  // namespace
 
 void register_fused_dropout(py::module_& m) {
@@ -45,6 +53,15 @@ void register_fused_dropout(py::module_& m) {
     const auto dbias = readable_bias(bias, dx.view.dtype);
     run(fused_dropout_backward, dropout_args(dx.view, view_of(dbias), dgrad.view, "grad", optional_view(seed, "seed"),
                                              view(out, "out"), p, activation));
+  });
+  m.def("fused_dropout_backward_bias", [](py::handle grad, py::handle x, py::handle bias, py::handle seed,
+                                          py::handle out, py::handle dbias, double p, const char* activation) {
+    const DenseTensor dx = dense(x, "x"), dgrad = dense(grad, "grad");
+    const auto readable = readable_bias(bias, dx.view.dtype);
+    const DropoutArgs args = dropout_args(dx.view, view_of(readable), dgrad.view, "grad", optional_view(seed, "seed"),
+                                          view(out, "out"), p, activation);
+    float* sums = sums_of(view(dbias, "dbias"), "dbias", args.features);
+    unlocked(args.numel, [&] { fused_dropout_backward_bias(args, sums); });
   });
   // For tests only: the mask far into a tensor too large to hold, and known answers.
   m.def("fused_dropout_at", [](py::handle x, py::handle seed, py::handle out, double p, uint64_t first_block) {

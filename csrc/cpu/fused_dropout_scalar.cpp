@@ -22,7 +22,7 @@ void kernel(const DropoutArgs& a, int64_t begin, int64_t end) {
   int64_t column = begin % a.features;
   PhiloxBlock block{};
   for (int64_t i = begin; i < end; ++i) {
-    if (a.seed && i % kPhiloxHalves == 0)
+    if (a.seed && (i == begin || i % kPhiloxHalves == 0))
       block = philox_block(*a.seed, a.first_block + static_cast<uint64_t>(i / kPhiloxHalves));
     const bool keep = !a.seed || philox_half(block, static_cast<int>(i % kPhiloxHalves)) >= a.threshold;
     float z = load(a.x, a.dtype, i);

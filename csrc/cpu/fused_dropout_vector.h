@@ -1,139 +1,15 @@
 // The fused dropout kernel over whichever vector type simd_<isa>.h has defined before this file is included; everything
-// is in an anonymous namespace. Polynomials: our own weighted minimax fits, the relative
-// error of each in its comment.
+// is in an anonymous namespace.
 #pragma once
 
 #include <cstring>
 
 #include "../common/half.h"
+#include "activation_vector.h"
 #include "fused_dropout.h"
 
 namespace bigmodel {
 namespace {
-
-template <int N>
-inline Floats polynomial(Floats x, const float (&c)[N]) {
-  Floats y = set(c[N - 1]);
-#pragma GCC unroll 16
-  for (int i = N - 2; i >= 0; --i) y = fma(y, x, set(c[i]));
-  return y;
-}
-
-// exp(x + low) for x <= 0 and a tiny `low`: 2^n exp(r) with |r| <= ln 2 / 2. Below -104 the result is 0 in float32.
-inline Floats exp_of(Floats x, Floats low) {
-  static constexpr float c[] = {0.4999999403953552f, 0.1666652113199234f, 0.04166838899254799f, 0.00836874544620514f,
-                                0.0013814540579915047f};  // (exp(r) - 1 - r) / r^2, 3e-9
-  x = at_least(-104.0f, x);
-  const Floats n = rounded(x * set(1.44269504088896341f));
-  Floats r = fnma(n, set(0.693145751953125f), x);  // ln 2 in two parts; n times the first is exact
-  r = fnma(n, set(1.42860682030941723e-6f), r) + low;
-  const Floats p = fma(polynomial(r, c) * r, r, r) + set(1.0f);
-  return times_power_of_2(p, n);
-}
-
-inline Floats exp_of(Floats x) { return exp_of(x, set(0.0f)); }
-
-// e = exp(-|x|), d = 1 / (1 + e): the logistic function is d for x >= 0 and e d below, without cancellation.
-struct Logistic {
-  Floats e, d;
-  explicit Logistic(Floats x) : e(exp_of(-magnitude(x))), d(set(1.0f) / (set(1.0f) + e)) {}
-  Floats value(Floats x) const { return choose(below(x, set(0.0f)), e * d, d); }
-  Floats complement(Floats x) const { return choose(below(x, set(0.0f)), d, e * d); }
-};
-
-// normal_point of activation.h: density = exp(-x^2 / 2) with x^2 taken in two parts, and the share below x.
-struct Normal {
-  Floats density, cumulative;
-  explicit Normal(Floats x) {
-    static constexpr float c[] = BIGMODEL_NORMAL_TAIL;
-    const Floats a = at_most(15.0f, magnitude(x));  // beyond it the density is 0 in float32
-    const Floats square = a * a, low = fms(a, a, square);
-    density = exp_of(square * set(-0.5f), low * set(-0.5f));
-    const Floats t = set(1.0f) / fma(a, set(0.25f), set(1.0f));
-    const Floats tail = density * polynomial(t, c);
-    cumulative = choose(below(x, set(0.0f)), tail, set(1.0f) - tail);
-  }
-};
-
-inline Floats tanh_of(Floats x) {
-  static constexpr float c[] = {-0.3333328068256378f, 0.13331441581249237f, -0.05373971536755562f, 0.02063908614218235f,
-                                -0.005704985000193119f};  // (tanh(x) - x) / x^3, 4e-9
-  const Floats a = magnitude(x), square = x * x;
-  const Floats small = fma(polynomial(square, c) * square, x, x);
-  const Floats e = exp_of(a * set(-2.0f));
-  const Floats large = (set(1.0f) - e) / (set(1.0f) + e);
-  return choose(below(a, set(0.625f)), small, with_sign_of(large, x));
-}
-
-// log(1 + u) for u in [0, 1].
-inline Floats log1p_of(Floats u) {
-  static constexpr float c[] = {1.0f,
-                                -0.4999998211860657f,
-                                0.33332559466362f,
-                                -0.24987269937992096f,
-                                0.19890743494033813f,
-                                -0.1610567718744278f,
-                                0.12418407946825027f,
-                                -0.08244138211011887f,
-                                0.041477929800748825f,
-                                -0.013407396152615547f,
-                                0.0020302156917750835f};  // log1p(u) / u, 7e-10
-  return u * polynomial(u, c);
-}
-
-template <Activation A>
-inline Floats activate_vector(Floats x) {
-  switch (A) {
-    case Activation::none:
-      return x;
-    case Activation::relu:
-      return at_least(0.0f, x);
-    case Activation::leaky_relu:
-      return choose(below(set(0.0f), x), x, x * set(kLeakySlope));
-    case Activation::gelu:
-      return x * Normal(x).cumulative;
-    case Activation::silu:
-      return x * Logistic(x).value(x);
-    case Activation::sigmoid:
-      return Logistic(x).value(x);
-    case Activation::tanh:
-      return tanh_of(x);
-    case Activation::softplus:
-      return at_least(0.0f, x) + log1p_of(exp_of(-magnitude(x)));
-  }
-  return x;
-}
-
-template <Activation A>
-inline Floats slope_vector(Floats x) {
-  switch (A) {
-    case Activation::none:
-      return set(1.0f);
-    case Activation::relu:
-      return choose(not_above(x, set(0.0f)), set(0.0f), set(1.0f));
-    case Activation::leaky_relu:
-      return choose(below(set(0.0f), x), set(1.0f), set(kLeakySlope));
-    case Activation::gelu: {
-      const Normal normal(x);
-      return normal.cumulative + x * (normal.density * set(kInvSqrt2Pi));
-    }
-    case Activation::silu: {
-      const Logistic logistic(x);
-      return logistic.value(x) * (set(1.0f) + x * logistic.complement(x));
-    }
-    case Activation::sigmoid: {
-      const Logistic logistic(x);
-      return logistic.e * logistic.d * logistic.d;
-    }
-    case Activation::tanh: {
-      const Logistic logistic(x * set(2.0f));  // 4 e^-2|x| / (1 + e^-2|x|)^2
-      return set(4.0f) * logistic.e * logistic.d * logistic.d;
-    }
-    case Activation::softplus:
-      return Logistic(x).value(x);
-  }
-  return x;
-}
 
 struct Chunk {
   const void* x;
@@ -143,22 +19,29 @@ struct Chunk {
 };
 
 template <DType D, Activation A, bool kBackward>
-inline void run_chunk(const Chunk& chunk, const Keep& keep, Floats scale, bool stream) {
-#pragma GCC unroll 8
-  for (int v = 0; v < kDropoutChunk / kLanes; ++v) {
+BIGMODEL_INLINE void run_chunk(const Chunk& chunk, const Keep& keep, Floats scale, bool stream) {
+  constexpr int64_t kBytes = D == DType::f32 ? 4 : 2;
+#pragma GCC unroll 4
+  for (int v = 0; v < kDropoutChunk / kLanes; v += kWide) {
     const int64_t i = v * kLanes;
-    Floats z = load<D>(chunk.x, i);
-    if (chunk.bias) z = z + load<DType::f32>(chunk.bias, i);
-    const Floats other = chunk.other ? load<D>(chunk.other, i) : set(0.0f);
-    Floats y;
+    Wide z = load_wide<D>(chunk.x, i);
+    if (chunk.bias) z = z + load_wide<DType::f32>(chunk.bias, i);
+    Wide y;
     if (kBackward) {
-      y = choose(keep.vector(v), other * slope_vector<A>(z) * scale, set(0.0f));
+      const Wide other = load_wide<D>(chunk.other, i);
+      y = A == Activation::none ? other : other * slope_wide<A>(z);
+      y = each([&](int j) { return choose(keep.vector(v + j), y.v[j] * scale, set(0.0f)); });
     } else {
-      y = activate_vector<A>(z) * scale;
-      if (chunk.other) y = y + other;
-      y = choose(keep.vector(v), y, other);
+      y = activate_wide<A>(z);
+      y = each([&](int j) { return y.v[j] * scale; });
+      if (chunk.other) {
+        const Wide other = load_wide<D>(chunk.other, i);
+        y = each([&](int j) { return add_where(keep.vector(v + j), y.v[j], other.v[j]); });
+      } else {
+        y = each([&](int j) { return choose(keep.vector(v + j), y.v[j], set(0.0f)); });
+      }
     }
-    store<D>(chunk.out, i, y, stream);
+    store_wide<D>(static_cast<char*>(chunk.out) + i * kBytes, y.v, stream);
   }
 }
 
@@ -177,7 +60,8 @@ const float* bias_chunk(const DropoutArgs& a, int64_t column, float* space) {
   }
   const uint16_t* bias = static_cast<const uint16_t*>(a.bias);
   if (!wraps) {
-    for (int64_t j = 0; j < kDropoutChunk; j += kLanes) store<DType::f32>(space, j, load<D>(bias + column, j), false);
+    for (int64_t j = 0; j < kDropoutChunk; j += kWideLanes)
+      store_wide<DType::f32>(space + j, load_wide<D>(bias + column, j).v, false);
     return space;
   }
   for (int64_t j = 0; j < kDropoutChunk; ++j) {
@@ -187,15 +71,56 @@ const float* bias_chunk(const DropoutArgs& a, int64_t column, float* space) {
   return space;
 }
 
+// The masks of the chunks of one run, computed a few at a time.
+class Masks {
+ public:
+  explicit Masks(const DropoutArgs& a) : mask_(a.seed ? *a.seed : 0, a.threshold), random_(a.seed) {
+    for (Keep& keep : keeps_) keep = keep_all();
+  }
+
+  // The mask of the chunk at `block`; the next call, if any, is for the chunk after it, of `left` up to the run's end.
+  const Keep& next(uint64_t block, int64_t left) {
+    if (!random_) return keeps_[0];
+    if (held_ == used_) {
+      used_ = 0;
+      held_ = left >= kTogether ? kTogether : 1;
+      if (held_ == kTogether)
+        mask_.at<kTogether>(block, keeps_);
+      else
+        mask_.at<1>(block, keeps_);
+    }
+    return keeps_[used_++];
+  }
+
+ private:
+  static constexpr int kTogether = 4;
+  DropoutMask mask_;
+  bool random_;
+  int held_ = 0, used_ = 0;
+  Keep keeps_[kTogether];
+};
+
+// Part of a chunk, elements [first, last) of it, by way of a full chunk's space.
+template <DType D, Activation A, bool kBackward>
+void run_part(const Chunk& chunk, int64_t first, int64_t last, const Keep& keep, Floats scale) {
+  constexpr int64_t kBytes = D == DType::f32 ? 4 : 2;
+  alignas(64) char x[kDropoutChunk * kBytes] = {}, other[kDropoutChunk * kBytes] = {}, out[kDropoutChunk * kBytes];
+  const size_t at = static_cast<size_t>(first * kBytes), bytes = static_cast<size_t>((last - first) * kBytes);
+  std::memcpy(x + at, static_cast<const char*>(chunk.x) + at, bytes);
+  if (chunk.other) std::memcpy(other + at, static_cast<const char*>(chunk.other) + at, bytes);
+  run_chunk<D, A, kBackward>({x, chunk.bias, chunk.other ? other : nullptr, out}, keep, scale, false);
+  std::memcpy(static_cast<char*>(chunk.out) + at, out + at, bytes);
+}
+
 template <DType D, Activation A, bool kBackward>
 void dropout_kernel(const DropoutArgs& a, int64_t begin, int64_t end, bool stream) {
   constexpr int64_t kBytes = D == DType::f32 ? 4 : 2;
-  const DropoutMask mask(a.seed ? *a.seed : 0, a.threshold);
+  Masks masks(a);
   const Floats scale = set(a.scale);
   alignas(64) float bias_space[kDropoutChunk];
-  int64_t column = begin % a.features;
-  for (int64_t i = begin; i < end; i += kDropoutChunk) {
-    const Keep keep = a.seed ? mask.at(a.first_block + static_cast<uint64_t>(i / kPhiloxHalves)) : keep_all();
+  int64_t i = begin / kDropoutChunk * kDropoutChunk, column = i % a.features;
+  for (; i < end; i += kDropoutChunk) {
+    const Keep& keep = masks.next(a.first_block + static_cast<uint64_t>(i / kPhiloxHalves), (end - i) / kDropoutChunk);
     Chunk chunk{static_cast<const char*>(a.x) + i * kBytes, nullptr, nullptr, static_cast<char*>(a.out) + i * kBytes};
     if (a.other) chunk.other = static_cast<const char*>(a.other) + i * kBytes;
     if (a.bias) {
@@ -203,16 +128,11 @@ void dropout_kernel(const DropoutArgs& a, int64_t begin, int64_t end, bool strea
       column += kDropoutChunk;
       while (column >= a.features) column -= a.features;
     }
-    if (end - i >= kDropoutChunk) {
+    if (i >= begin && end - i >= kDropoutChunk)
       run_chunk<D, A, kBackward>(chunk, keep, scale, stream);
-    } else {  // the last few elements pass through a full chunk's space
-      alignas(64) char x[kDropoutChunk * kBytes] = {}, other[kDropoutChunk * kBytes] = {}, out[kDropoutChunk * kBytes];
-      const size_t bytes = static_cast<size_t>((end - i) * kBytes);
-      std::memcpy(x, chunk.x, bytes);
-      if (chunk.other) std::memcpy(other, chunk.other, bytes);
-      run_chunk<D, A, kBackward>({x, chunk.bias, chunk.other ? other : nullptr, out}, keep, scale, false);
-      std::memcpy(chunk.out, out, bytes);
-    }
+    else
+      run_part<D, A, kBackward>(chunk, i < begin ? begin - i : 0, end - i < kDropoutChunk ? end - i : kDropoutChunk,
+                                keep, scale);
   }
   if (stream) _mm_sfence();
 }

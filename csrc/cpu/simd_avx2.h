@@ -11,6 +11,7 @@ namespace bigmodel {
 namespace {
 
 constexpr int kLanes = 8;
+constexpr int kWide = 2;  // vectors that a kernel works on side by side, so that one's latency hides another's
 using Floats = __m256;
 using Mask = __m256;
 
@@ -36,6 +37,12 @@ inline Floats times_power_of_2(Floats v, Floats n) {
 inline Mask below(Floats a, Floats b) { return _mm256_cmp_ps(a, b, _CMP_LT_OQ); }
 inline Mask not_above(Floats a, Floats b) { return _mm256_cmp_ps(a, b, _CMP_LE_OQ); }
 inline Floats choose(Mask m, Floats yes, Floats no) { return _mm256_blendv_ps(no, yes, m); }
+inline Floats add_where(Mask m, Floats v, Floats other) { return choose(m, v + other, other); }
+inline float sum_of(Floats v) {
+  __m128 s = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+  s = _mm_add_ps(s, _mm_movehl_ps(s, s));
+  return _mm_cvtss_f32(_mm_add_ss(s, _mm_movehdup_ps(s)));
+}
 
 template <DType D>
 Floats load(const void* base, int64_t i) {
@@ -56,14 +63,18 @@ inline __m128i to_bf16(Floats v) {
 }
 
 template <DType D>
-void store(void* base, int64_t i, Floats v, bool stream) {
-  if (D == DType::f32) {
-    float* p = static_cast<float*>(base) + i;
-    stream ? _mm256_stream_ps(p, v) : _mm256_storeu_ps(p, v);
-  } else {
-    auto* p = reinterpret_cast<__m128i*>(static_cast<uint16_t*>(base) + i);
-    const __m128i h = D == DType::f16 ? _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC) : to_bf16(v);
-    stream ? _mm_stream_si128(p, h) : _mm_storeu_si128(p, h);
+void store_wide(void* base, const Floats (&v)[kWide], bool stream) {
+#pragma GCC unroll 2
+  for (int j = 0; j < kWide; ++j) {
+    if (D == DType::f32) {
+      float* p = static_cast<float*>(base) + j * kLanes;
+      stream ? _mm256_stream_ps(p, v[j]) : _mm256_storeu_ps(p, v[j]);
+    } else {
+      constexpr int kNearest = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
+      auto* p = static_cast<__m128i*>(base) + j;
+      const __m128i h = D == DType::f16 ? _mm256_cvtps_ph(v[j], kNearest) : to_bf16(v[j]);
+      stream ? _mm_stream_si128(p, h) : _mm_storeu_si128(p, h);
+    }
   }
 }
 
@@ -82,7 +93,7 @@ inline Keep keep_all() {
   return {{ones, ones, ones, ones}};
 }
 
-// Four Philox blocks side by side: one 32-bit word to a 64-bit lane, whose upper half is never looked at, since
+// Philox blocks side by side: one 32-bit word to a 64-bit lane, whose upper half is never looked at, since
 // vpmuludq reads the lower halves only.
 class DropoutMask {
  public:
@@ -93,35 +104,50 @@ class DropoutMask {
     }
   }
 
-  Keep at(uint64_t block) const {
-    Keep keep;
-    for (int half = 0; half < 2; ++half) four_blocks(block + static_cast<uint64_t>(half) * 4, keep.halves + 2 * half);
-    return keep;
+  // The masks of N chunks from this Philox block on.
+  template <int N>
+  void at(uint64_t block, Keep* keep) const {
+    for (int j = 0; j < N; ++j) eight_blocks(block + static_cast<uint64_t>(j) * 8, keep[j].halves);
   }
 
  private:
-  void four_blocks(uint64_t block, __m256i* keep) const {
+  // A shuffle may run on more ports than a shift.
+  static __m256i high_word(__m256i v) { return _mm256_shuffle_epi32(v, 0xF5); }
+
+  // Two chains of rounds side by side: a chain alone is all latency.
+  void eight_blocks(uint64_t block, __m256i* keep) const {
     const __m256i m0 = _mm256_set1_epi64x(kPhiloxMultiplier0), m1 = _mm256_set1_epi64x(kPhiloxMultiplier1);
-    // In this order the unpacks below leave the blocks in sequence.
-    const __m256i counter =
-        _mm256_add_epi64(_mm256_set1_epi64x(static_cast<int64_t>(block)), _mm256_setr_epi64x(0, 2, 1, 3));
-    // Words 2 and 3 of the counter are 0, which leaves this of the first round:
-    __m256i c3 = _mm256_mul_epu32(counter, m0), c1 = _mm256_setzero_si256();
-    __m256i c0 = _mm256_xor_si256(_mm256_srli_epi64(counter, 32), key0_[0]);
-    __m256i c2 = _mm256_xor_si256(_mm256_srli_epi64(c3, 32), key1_[0]);
+    __m256i c0[2], c1[2], c2[2], c3[2];
+#pragma GCC unroll 2
+    for (int j = 0; j < 2; ++j) {
+      // In this order the unpacks below leave the blocks in sequence.
+      const __m256i counter =
+          _mm256_add_epi64(_mm256_set1_epi64x(static_cast<int64_t>(block + 4 * j)), _mm256_setr_epi64x(0, 2, 1, 3));
+      // Words 2 and 3 of the counter are 0, which leaves this of the first round:
+      c3[j] = _mm256_mul_epu32(counter, m0);
+      c1[j] = _mm256_setzero_si256();
+      c0[j] = _mm256_xor_si256(high_word(counter), key0_[0]);
+      c2[j] = _mm256_xor_si256(high_word(c3[j]), key1_[0]);
+    }
 #pragma GCC unroll 9
     for (int r = 1; r < kPhiloxRounds; ++r) {
-      const __m256i p0 = _mm256_mul_epu32(c0, m0), p1 = _mm256_mul_epu32(c2, m1);
-      c0 = _mm256_xor_si256(_mm256_xor_si256(_mm256_srli_epi64(p1, 32), c1), key0_[r]);
-      c2 = _mm256_xor_si256(_mm256_xor_si256(_mm256_srli_epi64(p0, 32), c3), key1_[r]);
-      c1 = p1;
-      c3 = p0;
+#pragma GCC unroll 2
+      for (int j = 0; j < 2; ++j) {
+        const __m256i p0 = _mm256_mul_epu32(c0[j], m0), p1 = _mm256_mul_epu32(c2[j], m1);
+        c0[j] = _mm256_xor_si256(_mm256_xor_si256(high_word(p1), c1[j]), key0_[r]);
+        c2[j] = _mm256_xor_si256(_mm256_xor_si256(high_word(p0), c3[j]), key1_[r]);
+        c1[j] = p1;
+        c3[j] = p0;
+      }
     }
-    const __m256i front = _mm256_blend_epi32(c0, _mm256_slli_epi64(c1, 32), 0xAA);
-    const __m256i back = _mm256_blend_epi32(c2, _mm256_slli_epi64(c3, 32), 0xAA);
-    const __m256i low = _mm256_unpacklo_epi64(front, back), high = _mm256_unpackhi_epi64(front, back);
-    keep[0] = _mm256_cmpeq_epi16(_mm256_max_epu16(low, threshold_), low);
-    keep[1] = _mm256_cmpeq_epi16(_mm256_max_epu16(high, threshold_), high);
+#pragma GCC unroll 2
+    for (int j = 0; j < 2; ++j) {
+      const __m256i front = _mm256_blend_epi32(c0[j], _mm256_slli_epi64(c1[j], 32), 0xAA);
+      const __m256i back = _mm256_blend_epi32(c2[j], _mm256_slli_epi64(c3[j], 32), 0xAA);
+      const __m256i low = _mm256_unpacklo_epi64(front, back), high = _mm256_unpackhi_epi64(front, back);
+      keep[2 * j] = _mm256_cmpeq_epi16(_mm256_max_epu16(low, threshold_), low);
+      keep[2 * j + 1] = _mm256_cmpeq_epi16(_mm256_max_epu16(high, threshold_), high);
+    }
   }
 
   __m256i key0_[kPhiloxRounds], key1_[kPhiloxRounds], threshold_;

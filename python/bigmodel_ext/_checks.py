@@ -6,12 +6,14 @@ compiled kernels repeat it in C++ before they touch memory. Dimensions: M rows o
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
+NORMS = ("layer", "rms")
 ACTIVATIONS = ("none", "relu", "leaky_relu", "gelu", "silu", "sigmoid", "tanh", "softplus")
 
 INT8_MAX_K = 131_071
@@ -174,3 +176,49 @@ def check_fused_dropout_backward(
     grad: Tensor, x: Tensor, bias: Tensor | None, seed: Tensor | None, p: float, activation: str
 ) -> None:
     check_fused_dropout(x, bias, grad, seed, p, activation)
+
+
+def check_fused_dropout_norm(
+    x: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    seed: Tensor | None,
+    weight: Tensor | None,
+    norm_bias: Tensor | None,
+    p: float,
+    activation: str,
+    norm: str,
+    eps: float,
+) -> None:
+    check_fused_dropout(x, bias, residual, seed, p, activation)
+    require(norm in NORMS, lambda: f"norm must be one of {NORMS}, got {norm!r}")
+    require(x.dim() >= 1 and x.shape[-1] >= 1, lambda: f"x must have at least 1 feature, got shape {list(x.shape)}")
+    require(eps >= 0.0, lambda: f"eps must not be negative, got {eps}")
+    for name, t in (("weight", weight), ("norm_bias", norm_bias)):
+        if t is not None:
+            _require_dtype(name, t, *FLOATS, torch.float64)
+            _require_shape(name, t, x.shape[-1])
+
+
+def check_fused_dropout_norm_backward(
+    grad_y: Tensor,
+    grad_h: Tensor | None,
+    h: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    x: Tensor,
+    bias: Tensor | None,
+    seed: Tensor | None,
+    weight: Tensor | None,
+    p: float,
+    activation: str,
+    norm: str,
+) -> None:
+    check_fused_dropout_norm(x, bias, grad_y, seed, weight, None, p, activation, norm, 0.0)
+    for name, t in (("grad_h", grad_h), ("h", h)):
+        if t is not None:
+            _require_dtype(name, t, x.dtype)
+            _require_shape(name, t, *x.shape)
+    rows = math.prod(x.shape[:-1])
+    _require_shape("mean", mean, rows if norm == "layer" else 0)
+    _require_shape("rstd", rstd, rows)

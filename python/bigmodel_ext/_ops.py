@@ -20,6 +20,11 @@ def _rows(x: Tensor, n: int, dtype: torch.dtype | None = None) -> Tensor:
     return x.new_empty((*x.shape[:-1], n), dtype=dtype)
 
 
+def _wide(x: Tensor, *shape: Any) -> Tensor:
+    """Of the dtype that sums of x are kept in."""
+    return x.new_empty(shape, dtype=torch.promote_types(x.dtype, torch.float32))
+
+
 _INDICES = "Tensor crow, Tensor col"
 
 # name -> (schema, check, fake's result)
@@ -74,6 +79,30 @@ OPS: dict[str, tuple[str, Callable[..., None], Callable[..., Any]]] = {
         "(Tensor grad, Tensor x, Tensor? bias, Tensor? seed, float p, str activation) -> Tensor",
         checks.check_fused_dropout_backward,
         lambda grad, x, *_: torch.empty_like(x, memory_format=torch.contiguous_format),
+    ),
+    "fused_dropout_backward_bias": (
+        "(Tensor grad, Tensor x, Tensor bias, Tensor? seed, float p, str activation) -> (Tensor dx, Tensor dbias)",
+        checks.check_fused_dropout_backward,
+        lambda grad, x, *_: (torch.empty_like(x, memory_format=torch.contiguous_format), _wide(x, x.shape[-1])),
+    ),
+    "fused_dropout_norm": (
+        "(Tensor x, Tensor? bias, Tensor? residual, Tensor? seed, Tensor? weight, Tensor? norm_bias, float p,"
+        " str activation, str norm, float eps) -> (Tensor y, Tensor h, Tensor mean, Tensor rstd)",
+        checks.check_fused_dropout_norm,
+        lambda x, bias, residual, seed, weight, norm_bias, p, activation, norm, eps: (
+            *(torch.empty_like(x, memory_format=torch.contiguous_format) for _ in range(2)),
+            _wide(x, x.numel() // x.shape[-1] if norm == "layer" else 0),
+            _wide(x, x.numel() // x.shape[-1]),
+        ),
+    ),
+    "fused_dropout_norm_backward": (
+        "(Tensor grad_y, Tensor? grad_h, Tensor h, Tensor mean, Tensor rstd, Tensor x, Tensor? bias, Tensor? seed,"
+        " Tensor? weight, float p, str activation, str norm) -> (Tensor dx, Tensor dh, Tensor sums)",
+        checks.check_fused_dropout_norm_backward,
+        lambda grad_y, grad_h, h, mean, rstd, x, bias, *_: (
+            *(torch.empty_like(x, memory_format=torch.contiguous_format) for _ in range(2)),
+            _wide(x, 2 if bias is None else 3, x.shape[-1]),
+        ),
     ),
 }
 

@@ -8,6 +8,9 @@ from bigmodel_ext._reference.dropout import dropout_seed as dropout_seed
 from bigmodel_ext._reference.dropout import dropout_threshold as dropout_threshold
 from bigmodel_ext._reference.dropout import fused_dropout as fused_dropout
 from bigmodel_ext._reference.dropout import fused_dropout_backward as fused_dropout_backward
+from bigmodel_ext._reference.dropout import fused_dropout_backward_bias as fused_dropout_backward_bias
+from bigmodel_ext._reference.dropout import fused_dropout_norm as fused_dropout_norm
+from bigmodel_ext._reference.dropout import fused_dropout_norm_backward as fused_dropout_norm_backward
 from bigmodel_ext._reference.dropout import philox_4x32 as philox_4x32
 from bigmodel_ext._reference.int8 import SMALLEST_QUANTIZABLE as SMALLEST_QUANTIZABLE
 from bigmodel_ext._reference.int8 import int8_linear as int8_linear

@@ -100,3 +100,63 @@ def fused_dropout_backward(
     wide = torch.promote_types(x.dtype, torch.float32)
     slope = activation_slope(x.to(wide) if bias is None else (x.to(wide) + bias).to(wide), activation)
     return torch.where(_keep(x, seed, p), grad.to(wide) * slope * dropout_scale(p), 0.0).to(x.dtype)
+
+
+def fused_dropout_backward_bias(
+    grad: Tensor, x: Tensor, bias: Tensor, seed: Tensor | None, p: float, activation: str
+) -> tuple[Tensor, Tensor]:
+    dx = fused_dropout_backward(grad, x, bias, seed, p, activation)
+    return dx, _sum_of_rows(dx)
+
+
+def _sum_of_rows(x: Tensor) -> Tensor:
+    rows = x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
+    return rows.sum(0, dtype=torch.promote_types(x.dtype, torch.float32))
+
+
+def fused_dropout_norm(
+    x: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    seed: Tensor | None,
+    weight: Tensor | None,
+    norm_bias: Tensor | None,
+    p: float,
+    activation: str,
+    norm: str,
+    eps: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    h = fused_dropout(x, bias, residual, seed, p, activation)
+    wide = h.to(torch.promote_types(x.dtype, torch.float32))
+    mean = wide.mean(-1, keepdim=True) if norm == "layer" else wide.new_zeros(())
+    rstd = ((wide - mean).square().mean(-1, keepdim=True) + eps).rsqrt()
+    y = (wide - mean) * rstd
+    y = y if weight is None else y * weight.to(wide.dtype)
+    y = y if norm_bias is None else y + norm_bias.to(wide.dtype)
+    return y.to(x.dtype), h, (mean if norm == "layer" else wide.new_empty(0)).reshape(-1), rstd.reshape(-1)
+
+
+def fused_dropout_norm_backward(
+    grad_y: Tensor,
+    grad_h: Tensor | None,
+    h: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    x: Tensor,
+    bias: Tensor | None,
+    seed: Tensor | None,
+    weight: Tensor | None,
+    p: float,
+    activation: str,
+    norm: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    wide = torch.promote_types(x.dtype, torch.float32)
+    dy, rstd = grad_y.to(wide), rstd.reshape(*x.shape[:-1], 1)
+    normal = h.to(wide) * rstd if norm == "rms" else (h.to(wide) - mean.reshape(*x.shape[:-1], 1)) * rstd
+    g = dy if weight is None else dy * weight.to(wide)
+    dh = g - normal * (g * normal).mean(-1, keepdim=True)
+    dh = (dh if norm == "rms" else dh - g.mean(-1, keepdim=True)) * rstd
+    dh = (dh if grad_h is None else dh + grad_h.to(wide)).to(x.dtype)
+    dx = fused_dropout_backward(dh, x, bias, seed, p, activation)
+    sums = [_sum_of_rows(dy * normal), _sum_of_rows(dy)] + ([] if bias is None else [_sum_of_rows(dx)])
+    return dx, dh, torch.stack(sums)

@@ -3,6 +3,8 @@ device and the library was built with nvcc; elsewhere CUDA tensors run on the re
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -45,6 +47,14 @@ def fused_dropout_backward(
     return out
 
 
+def fused_dropout_backward_bias(
+    grad: Tensor, x: Tensor, bias: Tensor, seed: Tensor | None, p: float, activation: str
+) -> tuple[Tensor, Tensor]:
+    dx = fused_dropout_backward(grad, x, bias, seed, p, activation)
+    rows = dx.reshape(math.prod(dx.shape[:-1]), dx.shape[-1])
+    return dx, rows.sum(0, dtype=torch.promote_types(dx.dtype, torch.float32))
+
+
 def _double(x: Tensor) -> str | None:
     return "float64 is computed by the reference" if x.dtype is torch.float64 else None
 
@@ -55,5 +65,6 @@ if _C is not None:
         {
             "fused_dropout": Candidate("cuda", fused_dropout, _double),
             "fused_dropout_backward": Candidate("cuda", fused_dropout_backward, _double),
+            "fused_dropout_backward_bias": Candidate("cuda", fused_dropout_backward_bias, _double),
         },
     )

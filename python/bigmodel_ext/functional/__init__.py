@@ -2,7 +2,9 @@
 
 from bigmodel_ext._checks import ACTIVATIONS as ACTIVATIONS
 from bigmodel_ext._checks import INT8_MAX_K as INT8_MAX_K
+from bigmodel_ext._checks import NORMS as NORMS
 from bigmodel_ext.functional._dropout import fused_dropout as fused_dropout
+from bigmodel_ext.functional._dropout import fused_dropout_norm as fused_dropout_norm
 from bigmodel_ext.functional._int8 import int8_linear as int8_linear
 from bigmodel_ext.functional._int8 import int8_mm as int8_mm
 from bigmodel_ext.functional._int8 import quantize_rows as quantize_rows

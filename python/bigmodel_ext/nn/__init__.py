@@ -2,8 +2,9 @@
 holds plain parameters and buffers, so saving, copying, DDP and FSDP treat it like any other module."""
 
 from bigmodel_ext.nn.fused_dropout import Absorbed, FusedDropout
+from bigmodel_ext.nn.fused_dropout_norm import FusedDropoutNorm
 from bigmodel_ext.nn.int8_linear import Int8Linear
 from bigmodel_ext.nn.int8_sparse_linear import Int8SparseLinear
 from bigmodel_ext.nn.sparse_linear import SparseLinear
 
-__all__ = ["Absorbed", "FusedDropout", "Int8Linear", "Int8SparseLinear", "SparseLinear"]
+__all__ = ["Absorbed", "FusedDropout", "FusedDropoutNorm", "Int8Linear", "Int8SparseLinear", "SparseLinear"]
