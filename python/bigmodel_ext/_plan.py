@@ -49,13 +49,14 @@ def describe(model: nn.Module) -> list[Entry]:
             chains = [chain.plan() for chain in getattr(type(module), CHAINS)]
             entries.append({"fqn": fqn, "kind": "fused_block", "chains": chains})
         else:
-            entry = _describe(module)
+            entry = entry_of(module)
             if entry is not None:
                 entries.append({"fqn": fqn, **entry})
     return entries
 
 
-def _describe(module: nn.Module) -> Entry | None:
+def entry_of(module: nn.Module) -> Entry | None:
+    """A module's entry without its name; None if it is not a converted one."""
     if isinstance(module, CompressedLinear):
         kind = next(kind for kind, cls in _CLASSES.items() if isinstance(module, cls))
         entry = {

@@ -33,7 +33,8 @@ class Probe:
     dense: Callable[[Any], Run]
 
 
-def _dtype(layer: nn.Module) -> torch.dtype:
+def dtype_of(layer: nn.Module) -> torch.dtype:
+    """What the layer computes in: an int8 layer without a bias does not know, and is taken for float32."""
     return next((p.dtype for p in layer.parameters() if p.is_floating_point()), torch.float32)
 
 
@@ -46,11 +47,11 @@ def _linear_numel(layer: nn.Linear) -> int:
 
 
 def _linear_inputs(layer: nn.Linear, rows: int) -> Tensor:
-    return torch.randn(rows, layer.in_features, device=device_of(layer), dtype=_dtype(layer))
+    return torch.randn(rows, layer.in_features, device=device_of(layer), dtype=dtype_of(layer))
 
 
 def _dense_linear(layer: nn.Linear) -> Run:
-    shape, placed = (layer.in_features, layer.out_features), {"device": device_of(layer), "dtype": _dtype(layer)}
+    shape, placed = (layer.in_features, layer.out_features), {"device": device_of(layer), "dtype": dtype_of(layer)}
     dense = nn.utils.skip_init(nn.Linear, *shape, bias=layer.bias is not None, **placed)
     for parameter in dense.parameters():  # unwritten memory may be a page of zeros over and over, hence in cache
         nn.init.constant_(parameter, 0.5)
@@ -63,7 +64,7 @@ def _dropout_numel(layer: FusedDropout) -> int:
 
 def _dropout_inputs(layer: FusedDropout, rows: int) -> Tensor:
     features = DROPOUT_FEATURES if layer.bias is None else layer.bias.shape[0]
-    return torch.randn(rows, features, device=device_of(layer), dtype=_dtype(layer))
+    return torch.randn(rows, features, device=device_of(layer), dtype=dtype_of(layer))
 
 
 def _fused_dropout(layer: FusedDropout) -> Run:
@@ -92,6 +93,11 @@ class Recorder(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.calls: list[tuple[str, tuple[Any, ...]]] = []
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Keeps torch from importing its compiler, which takes seconds, only to exclude this class from it."""
+        return False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func.namespace == "bigmodel_ext":

@@ -16,6 +16,8 @@ from bigmodel_ext.nn._linear import CompressedLinear
 
 DENSE: tuple[type[nn.Module], ...] = (nn.Linear,)  # what conversion knows how to exchange ...
 COMPRESSED: tuple[type[nn.Module], ...] = (CompressedLinear,)  # ... and what it puts there, which subclasses it
+KEPT = "_bigmodel_kept"  # attribute of a layer that conversion was asked for and left dense: why
+_ABSENT = object()
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _HOOKS_OF_STATE = ("_state_dict_hooks", "_state_dict_pre_hooks", "_load_state_dict_pre_hooks")
 
@@ -95,10 +97,12 @@ class Survey:
 
 @dataclass
 class Changes:
-    """What to do to a model: modules to exchange, and modules whose class changes. Nothing happens before `apply`."""
+    """What to do to a model: modules to exchange, modules whose class changes, and layers left dense, with the reason,
+    which stays with them (in copies too, but not in a state dict). Nothing happens before `apply`."""
 
     swaps: list[tuple[nn.Module, str, nn.Module]] = field(default_factory=list)
     classes: list[tuple[nn.Module, type[nn.Module]]] = field(default_factory=list)
+    kept: list[tuple[nn.Module, str]] = field(default_factory=list)
     _undo: list[tuple[nn.Module, str, nn.Module | None]] = field(default_factory=list)
     _undo_attributes: list[tuple[nn.Module, str, object]] = field(default_factory=list)
 
@@ -118,18 +122,23 @@ class Changes:
             parent._modules[name] = new
         for module, cls in self.classes:
             self._set(module, "__class__", cls)
+        for module, why in self.kept:
+            self._set(module, KEPT, why)
         self._stop_fast_paths(model)
 
     def revert(self) -> None:
         while self._undo_attributes:
             module, name, value = self._undo_attributes.pop()
-            setattr(module, name, value)
+            if value is _ABSENT:
+                delattr(module, name)
+            else:
+                setattr(module, name, value)
         while self._undo:
             parent, name, old = self._undo.pop()
             parent._modules[name] = old
 
     def _set(self, module: nn.Module, name: str, value: object) -> None:
-        self._undo_attributes.append((module, name, getattr(module, name)))
+        self._undo_attributes.append((module, name, getattr(module, name, _ABSENT)))
         setattr(module, name, value)
 
     def _stop_fast_paths(self, model: nn.Module) -> None:

@@ -1,40 +1,67 @@
 """Converting a model in place: what to do with each layer is a config, which layers is a filter.
 
+Never slower: unless the config says ``rows=()``, each layer on the CPU is timed in its old and its new form, at the
+config's numbers of activation rows and the current number of threads (some hundredths of a second for each distinct
+shape; figures are remembered, in a file too: see ``BIGMODEL_CACHE``). A layer that would get slower at any of them is
+kept dense: the very same module, not pruned either. A warning counts such layers, and :func:`explain` shows their
+figures. On other devices nothing is timed and every layer is converted.
+
+A layer is also left dense if it is a subclass of nn.Linear, has hooks (pruning and weight norm by hooks included:
+remove them first), belongs to an nn.MultiheadAttention, or shares a parameter with another module (tied embeddings:
+its conversion would untie them). A module that is used in several places is converted once, and the same new module
+stands in all of them.
+
 Both functions look at the whole model first and build every new layer before they exchange any, so if anything raises
 (the filter included) the model is as it was.
-
-A layer is left dense, and :func:`explain` says why, if it is a subclass of nn.Linear, has hooks (pruning and weight
-norm by hooks included: remove them first), belongs to an nn.MultiheadAttention, or shares a parameter with another
-module (tied embeddings: its conversion would untie them). A module that is used in several places is converted once,
-and the same new module stands in all of them.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TypeVar
 
 import torch
 from torch import nn
 
+from bigmodel_ext import _gains
 from bigmodel_ext._candidates import QUANTIZE, SPARSIFY, Maker
+from bigmodel_ext._choose import not_slower
 from bigmodel_ext._configs import (
     Int8BlockSparseWeightConfig,
     Int8DynamicActivationInt8WeightConfig,
     UnstructuredSparseWeightConfig,
+    WeightConfig,
 )
 from bigmodel_ext._explain import Explanation, LayerReport, explain
 from bigmodel_ext._fuse import fuse_dropout_
 from bigmodel_ext._masks import block_mask, magnitude_mask
-from bigmodel_ext._surgery import COMPRESSED, Changes, Survey
+from bigmodel_ext._surgery import COMPRESSED, Changes, Survey, device_of
 
 Model = TypeVar("Model", bound=nn.Module)
 Filter = Callable[[nn.Module, str], bool]
 
 
+def _chosen(layer: nn.Module, candidates: list[nn.Module], rows: tuple[int, ...]) -> nn.Module | str:
+    timed = rows and device_of(layer).type == "cpu"
+    return not_slower(layer, candidates, rows) if timed else candidates[0]
+
+
+def _names(kinds: Iterable[type]) -> str:
+    return " or ".join(f"nn.{kind.__name__}" for kind in kinds)
+
+
+def _warn(left: dict[str, str], slower: int, nothing: str) -> None:
+    """That layers were kept dense for their speed, or else that nothing was converted."""
+    reasons = "; ".join(f"{fqn}: {why}" for fqn, why in left.items()) or nothing
+    told = "no layer was converted"
+    if slower:
+        told = f"{slower} layer(s) would get slower and were kept dense (rows=() converts without measuring)"
+    warnings.warn(f"{told}: {reasons}", UserWarning, stacklevel=4)
+
+
 def _convert(
-    model: Model, config: object, filter_fn: Filter | None, table: dict[type, dict[type[nn.Module], Maker]]
+    model: Model, config: WeightConfig, filter_fn: Filter | None, table: dict[type, dict[type[nn.Module], Maker]]
 ) -> Model:
     if type(config) not in table:
         allowed = " or ".join(cls.__name__ for cls in table)
@@ -45,26 +72,29 @@ def _convert(
             f"model is itself an nn.{type(model).__name__}, which can't be exchanged in place: use from_float or "
             "from_dense of the layer wanted (nn.Int8Linear.from_float(model), say), or wrap it in an nn.Sequential"
         )
-    changes, left, places = Changes(), [], list(survey.layers(*makers))
+    changes, left, slower = Changes(), dict[str, str](), 0
     with torch.no_grad():
-        for place in places:
-            if filter_fn is not None and not filter_fn(place.module, place.fqn):
+        for place in survey.layers(*makers):
+            layer = place.module
+            if isinstance(layer, COMPRESSED) or (filter_fn is not None and not filter_fn(layer, place.fqn)):
                 continue
-            made = survey.why_not(place) or makers[type(place.module)](place.module, config)
-            if isinstance(made, str):
-                left.append(f"{place.fqn}: {made}")
-            else:
-                changes.replace(place, made[0])
-    if not changes.swaps and not any(isinstance(place.module, COMPRESSED) for place in places):
-        none = " or ".join(f"nn.{kind.__name__}" for kind in makers)
-        reasons = "; ".join(left) or ("filter_fn chose none" if filter_fn else f"the model has no {none}")
-        warnings.warn(f"no layer was converted: {reasons}", UserWarning, stacklevel=3)
+            made = survey.why_not(place) or makers[type(layer)](layer, config)
+            form = made if isinstance(made, str) else _chosen(layer, made, config.rows)
+            if isinstance(form, nn.Module):
+                changes.replace(place, form)
+                continue
+            changes.kept.append((layer, form))
+            left[place.fqn] = form
+            slower += form is not made
+    _gains.save()
+    if slower or not (changes.swaps or any(True for _ in survey.layers(*COMPRESSED))):
+        _warn(left, slower, "filter_fn chose none" if filter_fn else f"the model has no {_names(makers)}")
     changes.apply(model)
     return model
 
 
 def quantize_(model: Model, config: Int8DynamicActivationInt8WeightConfig, filter_fn: Filter | None = None) -> Model:
-    """Exchange the model's linear layers, in place, for quantized ones; see the module's notes on what is left.
+    """Exchange the model's layers, in place, for quantized ones that are not slower; see the module's notes.
 
     Args:
         model: any module but a bare nn.Linear.
@@ -72,7 +102,8 @@ def quantize_(model: Model, config: Int8DynamicActivationInt8WeightConfig, filte
         filter_fn: filter_fn(module, fqn) -> bool chooses among the model's nn.Linear; default: all.
 
     Returns:
-        model. A UserWarning is given if nothing was converted.
+        model. A UserWarning is given if layers were kept dense because they would get slower, or if nothing was
+        converted.
 
     Raises:
         TypeError: config is of another class.
@@ -86,8 +117,9 @@ def sparsify_(
     config: UnstructuredSparseWeightConfig | Int8BlockSparseWeightConfig,
     filter_fn: Filter | None = None,
 ) -> Model:
-    """Exchange the model's linear layers, in place, for sparse ones; arguments, result and errors as in
-    :func:`quantize_`. What is pruned by `sparsity` is zeroed in the new layer, not in the old one."""
+    """Exchange the model's layers, in place, for sparse ones that are not slower; arguments, result and errors as in
+    :func:`quantize_`. What is pruned by `sparsity` is zeroed in the new layer, not in the old one: a layer that is kept
+    dense is not pruned."""
     return _convert(model, config, filter_fn, SPARSIFY)
 
 
