@@ -154,6 +154,19 @@ class TestSparsity:
     def test_equal_weights_are_cut_at_the_exact_count(self):
         assert int(convert.magnitude_mask(torch.ones(10, 10), 0.37).sum()) == 63
 
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+    def test_it_is_what_sorting_gives(self, dtype):
+        for count in (1, 7, 60):
+            weight = torch.randint(-4, 5, (5, count)).to(dtype)
+            weight[2, 0] = float("nan")
+            weight[3, 0] = -float("inf")
+            order = weight.abs().nan_to_num(float("inf"), float("inf")).flatten().argsort(descending=True, stable=True)
+            for gone in range(5 * count):
+                expected = torch.zeros(5 * count, dtype=torch.bool)
+                expected[order[: 5 * count - gone]] = True
+                mask = convert.magnitude_mask(weight, gone / (5 * count))
+                assert torch.equal(mask.flatten(), expected), gone
+
     @pytest.mark.parametrize("k", [48, 50])
     def test_the_smallest_blocks_go(self, k):
         weight = torch.randn(30, k)
