@@ -4,6 +4,7 @@ measured is given, or the clock is."""
 import copy
 import json
 import math
+import time
 from functools import partial
 
 import bigmodel_ext as bm
@@ -22,7 +23,7 @@ class Figures:
     def __init__(self):
         self.given, self.asked, self.dense = {}, [], []
 
-    def __call__(self, dense, *others):
+    def __call__(self, dense, *others, clock):
         self.dense.append(dense.func)
         result = []
         for other in others:
@@ -122,7 +123,7 @@ class TestWhatIsKept:
         assert not model[0].bias.is_inference()
 
     def test_a_measurement_that_raises_changes_nothing(self, figures, monkeypatch):
-        def fail(dense, *others):
+        def fail(dense, *others, clock):
             if dense.args[0].shape == (128, 8) and dense.func.out_features == 6:
                 raise MemoryError("no more")
             return [0.5]
@@ -357,7 +358,7 @@ class Clock:
 
     def __init__(self, monkeypatch):
         self.now, self.calls = 0.0, []
-        monkeypatch.setattr(_measure.time, "perf_counter", lambda: self.now)
+        monkeypatch.setattr(_measure, "own_clock", lambda: lambda: self.now)
 
     def call(self, name, *seconds):
         def run():
@@ -392,6 +393,9 @@ class TestMeasurement:
         (gain,) = _measure.gains(clock.call("d2", 1e-4), clock.call("a2", 9.8e-5, 1.05e-4))
         assert 2 * soon < clock.now - soon < 2 * _measure.MOST_S
         assert 0.9 < gain < 1.1
+
+    def test_whose_time(self, threads):
+        assert _measure.own_clock() is (time.thread_time if threads == 1 else time.perf_counter)
 
     def test_clear(self):
         assert _measure.clear([2.0])

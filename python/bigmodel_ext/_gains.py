@@ -10,6 +10,7 @@ import contextlib
 import json
 import math
 import os
+import time
 import warnings
 import zlib
 from collections.abc import Callable, Sequence
@@ -40,7 +41,8 @@ def over_dense(forms: Sequence[nn.Module], rows: int, like: nn.Module, dense: Ca
         with torch.inference_mode(), torch.random.fork_rng(devices=[]):  # must not change what training draws next
             x = probe_of(like).inputs(like, rows)
             runs = [dense(), *(probe_of(form).run(form) for form in new.values())]
-            for key, gain in zip(new, _measure.gains(*(_call(run, x) for run in runs)), strict=True):
+            clock = _measure.own_clock() if x.is_cpu else time.perf_counter
+            for key, gain in zip(new, _measure.gains(*(_call(run, x) for run in runs), clock=clock), strict=True):
                 _memory.add(key, gain)
     return [_memory.known()[key] for key in keys]
 

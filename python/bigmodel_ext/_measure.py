@@ -11,7 +11,10 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 
+import torch
+
 Call = Callable[[], object]
+Clock = Callable[[], float]
 
 ROUND_S = 1e-4  # a quick call is repeated within its turn until it fills this, so the clock's resolution is no matter
 LEAST_S, MOST_S = 0.01, 0.06  # spent on a comparison that is clear at once, and on one that stays unclear
@@ -19,11 +22,17 @@ LEAST_ROUNDS = 5
 NOT_SLOWER = 0.99  # from this gain on a call counts as no slower: less of a difference is noise
 
 
-def _time(run: Call, repeats: int) -> float:
-    start = time.perf_counter()
+def own_clock() -> Clock:
+    """For work on the CPU: on one thread that thread's own time, which is the time that passes less what other
+    processes take of it; on several, the time that passes."""
+    return time.thread_time if torch.get_num_threads() == 1 else time.perf_counter
+
+
+def _time(run: Call, repeats: int, clock: Clock) -> float:
+    start = clock()
     for _ in range(repeats):
         run()
-    return (time.perf_counter() - start) / repeats
+    return (clock() - start) / repeats
 
 
 def interleave(calls: Sequence[Call], rounds: int) -> list[list[float]]:
@@ -33,7 +42,7 @@ def interleave(calls: Sequence[Call], rounds: int) -> list[list[float]]:
     times: list[list[float]] = [[] for _ in calls]
     for _ in range(rounds):
         for own, call in zip(times, calls, strict=True):
-            own.append(_time(call, 1))
+            own.append(_time(call, 1, time.perf_counter))
     return times
 
 
@@ -59,19 +68,20 @@ def _enough(ratios: Sequence[Sequence[float]], spent: float, round_s: float) -> 
     return all(map(clear, ratios)) or (rounds >= 3 and spent > MOST_S)
 
 
-def gains(dense: Call, *others: Call) -> list[float]:
+def gains(dense: Call, *others: Call, clock: Clock | None = None) -> list[float]:
     """time(dense) / time(other) of each. Rounds are added until all are clear, within a few hundredths of a second;
-    calls so slow that a round takes longer get one to three."""
+    calls so slow that a round takes longer get one to three. clock: own_clock() unless told."""
+    clock = clock or own_clock()
     calls = (dense, *others)
     for call in calls:
         call()
-    first = [_time(call, 1) for call in calls]
+    first = [_time(call, 1, clock) for call in calls]
     repeats = [max(1, int(ROUND_S / max(seconds, 1e-7))) for seconds in first]
     ratios = [[first[0] / max(seconds, 1e-9)] for seconds in first[1:]]  # a list of rounds for each of the others
-    start = time.perf_counter()
-    while not _enough(ratios, time.perf_counter() - start, sum(first)):
+    start = clock()
+    while not _enough(ratios, clock() - start, sum(first)):
         order = range(len(calls)) if len(ratios[0]) % 2 else reversed(range(len(calls)))  # A B B A ...
-        row = {i: _time(calls[i], repeats[i]) for i in order}
+        row = {i: _time(calls[i], repeats[i], clock) for i in order}
         for i, own in enumerate(ratios, 1):
             own.append(row[0] / max(row[i], 1e-9))
     return [statistics.median(own) for own in ratios]
