@@ -1,7 +1,7 @@
 """Is any layer that conversion keeps slower than dense? Every shape of the suites is converted by every config, and
 each decision is held against a second timing that knows nothing of the first: longer rounds, other activations.
 
-    python -m bench.bench_never_slower [--quick] [--shape NxK ...] [--threads 1] [--csv FILE]
+    python -m bench.bench_never_slower [--quick] [--shape NxK ...] [--config NAME ...] [--threads 1] [--csv FILE]
 
 A row is one shape, config and M. `measured` is the gain that conversion saw and `kept` whether the form is kept when
 measured at this M alone; `default` whether the config as it is (1 and 128 rows) converts the layer. `later` is the
@@ -40,6 +40,7 @@ CONFIGS = {
     },
     **{f"int8 1x4 {s:.0%}": (bm.sparsify_, bm.Int8BlockSparseWeightConfig, {"sparsity": s}) for s in (0.5, 0.9)},
 }
+QUICK = ("int8", "sparse 50%", "sparse 90%", "int8 1x4 50%")
 ROWS = (1, 8, 128)
 ALLOWED = 0.97
 TURN_S = 1e-3
@@ -120,6 +121,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="BERT and MiniLM shapes, 1 and 128 rows, four configs")
     parser.add_argument("--shape", action="append", metavar="NxK", help="this shape only; may be given several times")
+    parser.add_argument("--config", action="append", choices=CONFIGS, help="this config only; likewise")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--csv", type=Path)
     args = parser.parse_args()
@@ -127,7 +129,7 @@ def main() -> int:
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
     models = ("BERT-base", "MiniLM") if args.quick else SHAPES
-    configs = ["int8", "sparse 50%", "sparse 90%", "int8 1x4 50%"] if args.quick else list(CONFIGS)
+    configs = args.config or (list(QUICK) if args.quick else list(CONFIGS))
     host = machine()
     print(f"{host['cpu']} · {host['isa']} · {host['threads']} thread(s) · torch {host['torch']}")
     wanted = args.shape or [f"{n}x{k}" for model in models for n, k in SHAPES[model]]
