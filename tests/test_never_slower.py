@@ -33,7 +33,8 @@ class Figures:
             assert torch.is_inference_mode_enabled()
             name = type(form).__name__
             self.asked.append((name, len(x)))
-            result.append(self.given.get((name, len(x)), 2.0))
+            key = (name, len(x))
+            result.append(self.given.get((*key, getattr(form, "panel", None)), self.given.get(key, 2.0)))
         return result
 
 
@@ -170,6 +171,14 @@ class TestSeveralCandidates:
             (row,) = bm.explain(model).layers
             assert row.reason == "kept dense: as SparseLinear its speed would be 0.90x at 1 row, 2.00x at 128 rows"
         assert len(figures.dense) == 2, "candidates take turns in one measurement"
+
+    @pytest.mark.parametrize("faster", [128, 256])
+    def test_both_panels_of_a_sparse_layer_are_tried(self, figures, faster):
+        figures.given = {("SparseLinear", rows, faster): 3.0 for rows in (1, 128)}
+        model = bm.sparsify_(nn.Sequential(nn.Linear(300, 8)), bm.UnstructuredSparseWeightConfig(0.5))
+        assert model[0].panel == faster
+        assert model[0].nnz == 1200
+        assert figures.asked == [("SparseLinear", rows) for rows in (1, 1, 128, 128)]
 
 
 class TestMemory:
@@ -408,5 +417,5 @@ class TestMeasurement:
         assert _measure.clear([0.9] * 30 + [1.5] * 5)
 
     def test_the_fastest_and_those_as_fast(self):
-        assert _choose.as_fast_as_best([1.0, 2.0, 1.9]) == [1, 2]
+        assert _choose.as_fast_as_best([1.0, 2.0, 1.9, 1.95]) == [1, 3]
         assert _choose.told({1: 0.5, 128: 2.0}) == "0.50x at 1 row, 2.00x at 128 rows"

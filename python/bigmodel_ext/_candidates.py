@@ -18,6 +18,7 @@ from bigmodel_ext._configs import (
 )
 from bigmodel_ext._masks import block_mask, magnitude_mask
 from bigmodel_ext._surgery import nbytes
+from bigmodel_ext.formats import csr
 from bigmodel_ext.nn import Int8Linear, Int8SparseLinear, SparseLinear
 
 Made = list[nn.Module] | str
@@ -29,12 +30,14 @@ def _int8_linear(linear: nn.Linear, config: Int8DynamicActivationInt8WeightConfi
 
 
 def _sparse_linear(linear: nn.Linear, config: UnstructuredSparseWeightConfig) -> Made:
-    if config.sparsity is not None:
-        return [SparseLinear.from_dense(linear, magnitude_mask(linear.weight, config.sparsity))]
-    layer = SparseLinear.from_dense(linear)
-    if nbytes(layer) >= nbytes(linear):
+    mask = None if config.sparsity is None else magnitude_mask(linear.weight, config.sparsity)
+    layer = SparseLinear.from_dense(linear, mask)
+    if mask is None and nbytes(layer) >= nbytes(linear):
         return f"it would not get smaller ({layer.nnz} of {linear.weight.numel()} weights are not zero)"
-    return [layer]
+    if not config.rows or linear.in_features <= csr.PANEL:
+        return [layer]
+    other = csr.PANEL if layer.panel == csr.WIDE_PANEL else csr.WIDE_PANEL  # up to 1.4 times as fast at some rows
+    return [layer, SparseLinear.from_dense(linear, mask, panel=other)]
 
 
 def _int8_sparse_linear(linear: nn.Linear, config: Int8BlockSparseWeightConfig) -> Made:

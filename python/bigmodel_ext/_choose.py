@@ -12,7 +12,7 @@ from bigmodel_ext import _gains
 from bigmodel_ext._measure import NOT_SLOWER
 from bigmodel_ext._surgery import nbytes
 
-AS_FAST = 1.1  # speeds within this factor count as equal, and size decides: less is noise
+AS_FAST = 1.05  # speeds within this factor count as equal, and size decides: less is noise
 
 
 def as_fast_as_best(gains: Sequence[float], factor: float = AS_FAST) -> list[int]:

@@ -24,6 +24,7 @@ from bigmodel_ext.nn import Int8Linear, Int8SparseLinear
 from bigmodel_ext.train.loop import evaluating
 
 DENSE, INT8, INT8_SPARSE = "fp32", "int8", "int8 1x4-sparse"
+MARGIN = 1.1  # forms whose speeds are within this factor count as equally fast
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,7 @@ def _choose(fqn: str, layer: nn.Linear, x: Tensor) -> LayerChoice:
 def _fastest(gains: dict[str, float], sizes: dict[str, int], zero_blocks: float) -> tuple[str, str]:
     """The fastest form; among those as good as the fastest, the smallest, so that noise does not decide."""
     names = list(gains)
-    close = [names[i] for i in as_fast_as_best(list(gains.values()))]
+    close = [names[i] for i in as_fast_as_best(list(gains.values()), MARGIN)]
     best = min(close, key=lambda name: sizes[name])
     told = ", ".join(f"{name} {gain:.2f}x" for name, gain in gains.items() if name != DENSE)
     why = "fastest" if len(close) == 1 else f"smallest of the fastest ({', '.join(close)})"
