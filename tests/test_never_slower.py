@@ -179,6 +179,9 @@ class TestSeveralCandidates:
         assert model[0].panel == faster
         assert model[0].nnz == 1200
         assert figures.asked == [("SparseLinear", rows) for rows in (1, 1, 128, 128)]
+        for panel in (0, 257):
+            with pytest.raises(ValueError, match=r"panel must be in \[1, 256\]"):
+                bm.nn.SparseLinear.from_dense(nn.Linear(300, 8), panel=panel)
 
 
 class TestMemory:
@@ -215,7 +218,7 @@ class TestMemory:
         assert asked(config=bm.Int8DynamicActivationInt8WeightConfig(rows=(1, 7))) == 1
         assert sparse(config=bm.UnstructuredSparseWeightConfig(0.5)) == 2
         assert sparse(config=bm.UnstructuredSparseWeightConfig(0.5005)) == 0, "nearly as many stored"
-        assert sparse(config=bm.UnstructuredSparseWeightConfig(0.6)) == 2
+        assert sparse(config=bm.UnstructuredSparseWeightConfig(0.53)) == 2
         assert sparse(config=bm.Int8BlockSparseWeightConfig(0.5)) == 2
         with _native.forced_isa("scalar"):
             assert asked() == (2 if _native.available_isas() != ("scalar",) else 0)
@@ -235,7 +238,7 @@ class TestMemory:
     @pytest.mark.parametrize(
         "content",
         [b"", b"{", b"[]", b"\xff\xfe", b'{"environment": ""}', b'{"gains": 3}', b'{"gains": {"a": "x"}}',
-         b'{"gains": {"a": NaN}}', b'{"gains": {"a": -1.0}}'],
+         b'{"gains": {"a": NaN}}', b'{"gains": {"a": -1.0}}', b'{"gains": {"a": true}}'],
     )  # fmt: skip
     def test_a_broken_file_is_told_and_replaced(self, figures, monkeypatch, content):
         path = _gains.file()

@@ -55,8 +55,9 @@ class SparseLinear(PatternLinear):
         if panel is None:
             stored = weight.count_nonzero() if mask is None else mask.count_nonzero()
             panel = csr.panel_for(int(stored) / max(weight.numel(), 1))
+        values, crow, col = csr.pack(weight, mask, panel)
         layer: SparseLinear = cls._like(linear, panel=panel)
-        values, layer.crow, layer.col = csr.pack(weight, mask, layer.panel)
+        layer.crow, layer.col = crow, col
         layer.values = nn.Parameter(values, requires_grad=linear.weight.requires_grad)
         return layer
 
