@@ -200,7 +200,7 @@ class TestMemory:
         model = bm.quantize_(nn.Sequential(nn.Linear(8, 8)), MEASURED)
         assert type(model[0]) is nn.Linear
         assert not figures.asked
-        assert _gains.known() == 2
+        assert _gains.kept() == 2
         assert json.loads(_gains.file().read_text())["environment"] == _gains.environment()
 
     def test_what_else_is_measured_apart(self, figures):
@@ -248,7 +248,7 @@ class TestMemory:
             bm.quantize_(nn.Sequential(nn.Linear(8, 8)), MEASURED)
         assert len(figures.asked) == 2
         forget(monkeypatch)
-        assert _gains.known() == 2
+        assert _gains.kept() == 2
         assert [child.name for child in path.parent.iterdir()] == [path.name]
 
     def test_a_file_is_added_to(self, figures, monkeypatch):
@@ -260,7 +260,7 @@ class TestMemory:
         first.add("another process", 1.5)
         first.save()
         forget(monkeypatch)
-        assert _gains.known() == 5
+        assert _gains.kept() == 5
 
     def test_no_file(self, figures, monkeypatch, tmp_path):
         for value in ("off", str(tmp_path / "file" / "below")):

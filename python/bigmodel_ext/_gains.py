@@ -128,9 +128,9 @@ def save() -> None:
     _memory.save()
 
 
-def known() -> int:
-    """How many figures there are for this environment."""
-    return len(_memory.known())
+def kept() -> int:
+    """How many figures the file has."""
+    return len(_read(file()))
 
 
 def _read(path: Path | None) -> dict[str, float]:

@@ -130,7 +130,7 @@ def _info(args: argparse.Namespace) -> int:
         "instruction set": f"{_native.active_isa()} (this processor has {', '.join(_native.available_isas())})",
         "threads": str(torch.get_num_threads()),
         "backends": forced or ", ".join(_dispatch.backends()),
-        "measured gains": "not kept (BIGMODEL_CACHE=off)" if gains is None else f"{_gains.known()} in {gains}",
+        "measured gains": "not kept (BIGMODEL_CACHE=off)" if gains is None else f"{_gains.kept()} in {gains}",
     }
     for name, value in facts.items():
         print(f"{name:16s} {value}")
