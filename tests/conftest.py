@@ -1,6 +1,10 @@
+import os
+
 import pytest
 import torch
 from bigmodel_ext import _native
+
+os.environ["BIGMODEL_CACHE"] = "off"  # the user's own measurements are neither used nor changed
 
 
 @pytest.fixture(params=_native.available_isas())

@@ -6,6 +6,17 @@ from torch import nn
 
 IN, OUT = 37, 70  # no multiple of any tile
 
+# Layers as small as those of the tests are faster dense: convert them without measuring.
+INT8 = bm.Int8DynamicActivationInt8WeightConfig(rows=())
+
+
+def sparse(sparsity: float | None) -> bm.UnstructuredSparseWeightConfig:
+    return bm.UnstructuredSparseWeightConfig(sparsity, rows=())
+
+
+def blocks(sparsity: float | None) -> bm.Int8BlockSparseWeightConfig:
+    return bm.Int8BlockSparseWeightConfig(sparsity, rows=())
+
 
 def dense(bias: bool = True, sparsity: float = 0.5, dtype: torch.dtype = torch.float32) -> nn.Linear:
     linear = nn.Linear(IN, OUT, bias=bias)
@@ -57,6 +68,6 @@ def network(width: int = 24, p: float = 0.1) -> nn.Sequential:
 
 def convert_all(model: nn.Sequential) -> nn.Sequential:
     bm.fuse_dropout_(model)
-    bm.sparsify_(model, bm.UnstructuredSparseWeightConfig(0.7), lambda m, fqn: fqn == "0.3")
-    bm.sparsify_(model, bm.Int8BlockSparseWeightConfig(0.5), lambda m, fqn: fqn == "1.fc2")
-    return bm.quantize_(model, bm.Int8DynamicActivationInt8WeightConfig())
+    bm.sparsify_(model, sparse(0.7), lambda m, fqn: fqn == "0.3")
+    bm.sparsify_(model, blocks(0.5), lambda m, fqn: fqn == "1.fc2")
+    return bm.quantize_(model, INT8)

@@ -12,7 +12,7 @@ import bigmodel_ext as bm
 import pytest
 import torch
 from bigmodel_ext import checkpoint
-from layers import LINEARS, Mlp, convert_all, network
+from layers import INT8, LINEARS, Mlp, convert_all, network, sparse
 from safetensors import safe_open
 from torch import nn
 
@@ -97,7 +97,7 @@ class TestRoundTrip:
     @pytest.mark.parametrize("order", ["fuse first", "quantize first"])
     def test_fused_blocks(self, tmp_path, order):
         model = nn.Sequential(Mlp(16), nn.Sequential(nn.Linear(16, 16), nn.Tanh(), nn.Dropout(0.2)))
-        steps = [bm.fuse_dropout_, lambda m: bm.quantize_(m, bm.Int8DynamicActivationInt8WeightConfig())]
+        steps = [bm.fuse_dropout_, lambda m: bm.quantize_(m, INT8)]
         for step in steps if order == "fuse first" else steps[::-1]:
             step(model)
         saved(tmp_path / "m", model)
@@ -154,7 +154,7 @@ class TestRoundTrip:
                 self.one = nn.Linear(4, 4)
                 self.two = self.one
 
-        model = bm.quantize_(Odd(), bm.Int8DynamicActivationInt8WeightConfig())
+        model = bm.quantize_(Odd(), INT8)
         saved(tmp_path / "m", model)
         fresh = Odd()
         fresh.a.zero_()
@@ -241,8 +241,8 @@ def small(tmp_path_factory):
     path = tmp_path_factory.mktemp("small") / "m"
     model = TestDamage.fresh()
     bm.fuse_dropout_(model)
-    bm.sparsify_(model, bm.UnstructuredSparseWeightConfig(0.5), lambda m, fqn: fqn == "0")
-    bm.quantize_(model, bm.Int8DynamicActivationInt8WeightConfig())
+    bm.sparsify_(model, sparse(0.5), lambda m, fqn: fqn == "0")
+    bm.quantize_(model, INT8)
     bm.save_model(model, path)
     return path.read_bytes()
 
@@ -502,9 +502,7 @@ def test_what_is_frozen_is_not_saved_but_kept(tmp_path):
     """A frozen weight does not freeze the bias beside it."""
     fresh = nn.Sequential(nn.Linear(8, 4))
     fresh[0].weight.requires_grad_(False)
-    bm.save_model(
-        bm.quantize_(nn.Sequential(nn.Linear(8, 4)), bm.Int8DynamicActivationInt8WeightConfig()), tmp_path / "m"
-    )
+    bm.save_model(bm.quantize_(nn.Sequential(nn.Linear(8, 4)), INT8), tmp_path / "m")
     assert bm.load_model(fresh, tmp_path / "m")[0].bias.requires_grad
 
 

@@ -83,11 +83,15 @@ def test_no_command(capsys):
     assert _fails(capsys)[0] == 2
 
 
-def test_info(capsys):
+def test_info(capsys, monkeypatch, tmp_path):
     assert cli.main(["info"]) == 0
     text = capsys.readouterr().out
     for name in ("bigmodel_ext", "torch", "instruction set", "threads", "backends"):
         assert f"\n{name}" in "\n" + text
+    assert "\nmeasured gains   not kept (BIGMODEL_CACHE=off)\n" in text
+    monkeypatch.setenv("BIGMODEL_CACHE", str(tmp_path))
+    assert cli.main(["info"]) == 0
+    assert f"\nmeasured gains   0 in {tmp_path}/gains-" in capsys.readouterr().out
 
 
 def test_nan_loss_is_one_line_and_exit_code_1(capsys, tmp_path, monkeypatch):

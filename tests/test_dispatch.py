@@ -63,7 +63,8 @@ class TestBackend:
         code = """
             import torch, bigmodel_ext as bm
             from bigmodel_ext import _dispatch
-            model = bm.quantize_(torch.nn.Sequential(torch.nn.Linear(8, 8)), bm.Int8DynamicActivationInt8WeightConfig())
+            config = bm.Int8DynamicActivationInt8WeightConfig(rows=())
+            model = bm.quantize_(torch.nn.Sequential(torch.nn.Linear(8, 8)), config)
             model(torch.randn(2, 8))
             choice = _dispatch.explain("quantize_rows", torch.randn(2, 2))
             print(choice.kernel, choice.reason, sep="|")
@@ -76,7 +77,7 @@ class TestBackend:
         assert status == 0, error
         assert out.splitlines() == [
             "reference/quantize_rows|BIGMODEL_BACKEND=reference",
-            "no kernel runs for 0 (reference/int8_linear: BIGMODEL_BACKEND=reference)",
+            "the requested kernel is not used for 0 (reference/int8_linear: BIGMODEL_BACKEND=reference)",
         ]
 
     def test_cpu_never_falls_back(self):

@@ -5,7 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from bigmodel_ext._checks import ACTIVATIONS
-from layers import Mlp, network
+from layers import INT8, Mlp, network
 from torch import nn
 
 MODULES = {
@@ -72,7 +72,7 @@ def test_other_activations_are_not_taken(activation):
 
 def test_compressed_layers_keep_their_bias():
     model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Dropout(0.3))
-    bm.quantize_(model, bm.Int8DynamicActivationInt8WeightConfig())
+    bm.quantize_(model, INT8)
     assert_same_in_eval(model, torch.randn(5, 6))
     assert model[0].bias is not None
     assert model[2].activation == "relu"

@@ -2,27 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from functools import cache
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
-from bigmodel_ext import _dispatch, _measure, _native
+from bigmodel_ext import _dispatch, _gains
 from bigmodel_ext._fuse import why_not_dropout
-from bigmodel_ext._reference import activate
-from bigmodel_ext._surgery import Survey, device_of, nbytes
-from bigmodel_ext.nn import FusedDropout, Int8Linear, Int8SparseLinear, SparseLinear
-from bigmodel_ext.nn._linear import CompressedLinear
-
-DROPOUT_FEATURES = 1024  # columns that a FusedDropout without a bias is timed with: it does not know its own
+from bigmodel_ext._measure import NOT_SLOWER
+from bigmodel_ext._probe import Recorder, probe_of
+from bigmodel_ext._surgery import COMPRESSED, DENSE, KEPT, Survey, device_of, nbytes
+from bigmodel_ext.nn import FusedDropout
 
 
 @dataclass(frozen=True)
 class LayerReport:
-    """One layer. kernel and isa are None for a layer that was not converted, and gain where nothing could be timed."""
+    """One layer. kernel and isa are None for a layer that was not converted; gain, at `batch` rows, where nothing could
+    be timed. crossover: from how many rows on, up to `batch`, the layer is no slower than dense (of 1, 2, 4, ... and
+    `batch`, which are timed); None: at `batch` it is slower. requested: quantize_ or sparsify_ was asked to convert it,
+    or it is converted."""
 
     fqn: str
     layer: str
@@ -31,7 +30,9 @@ class LayerReport:
     reason: str
     bytes: int
     dense_bytes: int
-    gain: float | None
+    gain: float | None = None
+    crossover: int | None = None
+    requested: bool = False
 
     @property
     def converted(self) -> bool:
@@ -40,6 +41,11 @@ class LayerReport:
     @property
     def fallback(self) -> bool:
         return self.kernel is not None and self.kernel.startswith("reference/")
+
+    @property
+    def unmet(self) -> bool:
+        """A kernel was requested and is not used."""
+        return self.requested and (not self.converted or self.fallback)
 
 
 @dataclass(frozen=True)
@@ -51,107 +57,81 @@ class Explanation:
     threads: int
 
     def __str__(self) -> str:
-        header = ("layer", "type", "kernel", "isa", "bytes", "dense fp32", "gain", "reason")
+        header = ("layer", "type", "kernel", "isa", "bytes", "dense fp32", "gain", "from", "reason")
         rows = [header, *(_cells(row) for row in self.layers)]
         widths = [max(len(row[i]) for row in rows) for i in range(len(header))]
         lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
         lines.insert(1, "  ".join("-" * w for w in widths))
-        note = f"gain: time of the dense layer over this one's, {self.batch} rows, {self.threads} thread(s)"
-        return "\n".join((*lines, note))
+        note = f"gain: time of the dense layer over this one's, {self.batch} rows, {self.threads} thread(s); "
+        return "\n".join((*lines, note + "from: the rows from which on it is no slower"))
 
 
 def _cells(row: LayerReport) -> tuple[str, ...]:
-    gain = "-" if row.gain is None else f"{row.gain:.2f}x"
+    gain = start = "-"
+    if row.gain is not None:
+        gain, start = f"{row.gain:.2f}x", "never" if row.crossover is None else str(row.crossover)
     return (
         row.fqn or "(model)", row.layer, row.kernel or "-", row.isa or "-", f"{row.bytes:,}", f"{row.dense_bytes:,}",
-        gain, row.reason,
+        gain, start, row.reason,
     )  # fmt: skip
 
 
-Call = tuple[str, tuple[Any, ...]]
+def _by_rows(layer: nn.Module, batch: int) -> dict[int, float]:
+    """The gain at 1, 2, 4, ... and `batch` rows."""
+    dense = cache(lambda: probe_of(layer).dense(layer))
+    rows = [*(1 << i for i in range((batch - 1).bit_length())), batch]
+    return {m: _gains.over_dense([layer], m, layer, dense)[0] for m in rows}
 
 
-def _call_of(layer: nn.Module, batch: int) -> tuple[Call, Callable[[], object], Callable[[], object]]:
-    """The op and arguments of a converted layer, a call of it, and of what it stands for."""
-    device = device_of(layer)
-    if isinstance(layer, FusedDropout):
-        features = DROPOUT_FEATURES if layer.bias is None else layer.bias.shape[0]
-        x = torch.randn(batch, features, device=device, dtype=None if layer.bias is None else layer.bias.dtype)
-        seed = torch.zeros((), dtype=torch.int64, device=device) if layer.p > 0 else None
-        args = (x, layer.bias, None, seed, layer.p, layer.activation)
-        fused = torch.ops.bigmodel_ext.fused_dropout.default
-        return ("fused_dropout", args), lambda: fused(*args), lambda: _eager_dropout(x, layer)
-    assert isinstance(layer, CompressedLinear)
-    n, k, bias = layer.out_features, layer.in_features, layer.bias
-    dtype = layer.values.dtype if isinstance(layer, SparseLinear) else layer.float_dtype
-    x, dense = torch.randn(batch, k, device=device, dtype=dtype), torch.randn(n, k, device=device, dtype=dtype)
-    dense_bias = None if bias is None else bias.to(dtype)
-    call: Call
-    if isinstance(layer, SparseLinear):
-        call = ("sparse_linear", (x, layer.values, layer.crow, layer.col, bias, n, layer.panel))
-    elif isinstance(layer, Int8SparseLinear):
-        indices = (layer.values, layer.crow, layer.col)
-        call = ("int8_sparse_linear", (x, *indices, layer.weight_scale, layer.row_sum, bias, layer.panel))
-    else:
-        assert isinstance(layer, Int8Linear)
-        call = ("int8_linear", (x, layer.packed, layer.weight_scale, bias))
-    return call, lambda: layer(x), lambda: F.linear(x, dense, dense_bias)
-
-
-def _eager_dropout(x: Tensor, layer: FusedDropout) -> Tensor:
-    return F.dropout(activate(x if layer.bias is None else x + layer.bias, layer.activation), layer.p)
-
-
-_gains: dict[tuple[object, ...], float] = {}
-
-
-def _gain(layer: nn.Module, call: Call, ours: Callable[[], object], other: Callable[[], object]) -> float | None:
-    if device_of(layer).type == "meta":
-        return None
-    parts = [(*a.shape, a.dtype, a.device) if isinstance(a, Tensor) else a for a in call[1]]
-    key = (call[0], *parts, torch.get_num_threads(), _native.active_isa())
-    if key not in _gains:
-        _gains[key] = _measure.gain(ours, other)
-    return _gains[key]
+def _crossover(gains: dict[int, float]) -> int | None:
+    start = None
+    for rows, gain in sorted(gains.items(), reverse=True):
+        if not gain >= NOT_SLOWER:
+            break
+        start = rows
+    return start
 
 
 def _converted(fqn: str, layer: nn.Module, batch: int) -> LayerReport:
-    dense = nbytes(layer) if isinstance(layer, FusedDropout) else _dense_bytes(layer)
-    kind = type(layer).__name__
-    with torch.inference_mode(), torch.random.fork_rng(devices=[]):  # a look must not change what training draws next
-        call, ours, other = _call_of(layer, batch)
-        try:
-            choice = _dispatch.explain(call[0], *call[1])
-            gain = _gain(layer, call, ours, other)
-        except TypeError as error:  # a model cast to a dtype that the layer does not take
-            return LayerReport(fqn, kind, None, None, f"can't run: {error}", nbytes(layer), dense, None)
-    return LayerReport(fqn, kind, choice.kernel, choice.isa, choice.reason, nbytes(layer), dense, gain)
+    probe, kind = probe_of(layer), type(layer).__name__
+    dense = 4 * probe.numel(layer)
+    try:
+        with torch.inference_mode(), torch.random.fork_rng(devices=[]), Recorder() as recorder:
+            probe.run(layer)(probe.inputs(layer, 1))
+    except TypeError as error:  # a model cast to a dtype that the layer does not take
+        return LayerReport(fqn, kind, None, None, f"can't run: {error}", nbytes(layer), dense, requested=True)
+    op, args = recorder.calls[0]
+    choice = _dispatch.explain(op, *args)
+    gains = {} if device_of(layer).type == "meta" else _by_rows(layer, batch)
+    return LayerReport(
+        fqn, kind, choice.kernel, choice.isa, choice.reason, nbytes(layer), dense,
+        gain=gains.get(batch), crossover=_crossover(gains), requested=True,
+    )  # fmt: skip
 
 
-def _dense_bytes(linear: nn.Module) -> int:
-    assert isinstance(linear, nn.Linear)
-    return 4 * linear.out_features * (linear.in_features + (linear.bias is not None))
-
-
-def _left(fqn: str, layer: nn.Module, reason: str | None) -> LayerReport:
-    dense = _dense_bytes(layer) if isinstance(layer, nn.Linear) else 0
-    return LayerReport(fqn, type(layer).__name__, None, None, reason or "not converted", nbytes(layer), dense, None)
+def _left(fqn: str, layer: nn.Module, refusal: str | None) -> LayerReport:
+    dense = 4 * probe_of(layer).numel(layer) if isinstance(layer, DENSE) else 0
+    asked = getattr(layer, KEPT, None)
+    reason = refusal or asked or "not converted"
+    return LayerReport(fqn, type(layer).__name__, None, None, reason, nbytes(layer), dense, requested=asked is not None)
 
 
 def explain(model: nn.Module, strict: bool = False, batch: int = 128) -> Explanation:
     """What each linear and dropout layer runs: kernel and instruction set, why that one, its bytes and those of the
-    dense float32 layer, and the measured gain over the dense layer (in the layer's dtype; for a FusedDropout: over
-    torch's separate ops) at `batch` rows with the current number of threads. Layers that were not converted are listed
-    with the reason. Timing takes up to about half a second per distinct shape.
+    dense float32 layer, the measured gain over the dense layer (in the layer's dtype; for a FusedDropout: over torch's
+    separate ops) at `batch` rows with the current number of threads, and from how many rows on there is one. Layers
+    that were not converted are listed with the reason; where it was their speed, with the figures. Timing takes up to
+    about a second per distinct shape; figures are remembered (see ``BIGMODEL_CACHE``).
 
     Args:
         model: any module; it is not changed.
-        strict: raise if a converted layer would run the plain PyTorch reference.
+        strict: raise if a requested kernel is not used: a layer that quantize_ or sparsify_ was asked to convert was
+            left dense, for whatever reason, or a converted layer would run the plain PyTorch reference.
         batch: rows of activations, at least 1.
 
     Raises:
         ValueError: batch is below 1.
-        RuntimeError: strict, and a layer falls back; the message names it and the reason.
+        RuntimeError: strict, and a requested kernel is not used; the message names the layers and the reasons.
     """
     if batch < 1:
         raise ValueError(f"batch must be at least 1, got {batch}")
@@ -159,13 +139,14 @@ def explain(model: nn.Module, strict: bool = False, batch: int = 128) -> Explana
     rows = []
     for place in survey.places.values():
         module = place.module
-        if isinstance(module, (CompressedLinear, FusedDropout)):
+        if isinstance(module, (*COMPRESSED, FusedDropout)):
             rows.append(_converted(place.fqn, module, batch))
-        elif isinstance(module, nn.Linear):
-            rows.append(_left(place.fqn, module, survey.why_not_linear(place)))
+        elif isinstance(module, DENSE):
+            rows.append(_left(place.fqn, module, survey.why_not(place)))
         elif isinstance(module, nn.Dropout):
             rows.append(_left(place.fqn, module, why_not_dropout(place)))
-    falling = [f"{row.fqn} ({row.kernel}: {row.reason})" for row in rows if row.fallback]
-    if strict and falling:
-        raise RuntimeError(f"no kernel runs for {', '.join(falling)}")
+    _gains.save()
+    unmet = [f"{row.fqn} ({f'{row.kernel}: ' if row.kernel else ''}{row.reason})" for row in rows if row.unmet]
+    if strict and unmet:
+        raise RuntimeError(f"the requested kernel is not used for {', '.join(unmet)}")
     return Explanation(tuple(rows), batch, threads)

@@ -49,13 +49,14 @@ def describe(model: nn.Module) -> list[Entry]:
             chains = [chain.plan() for chain in getattr(type(module), CHAINS)]
             entries.append({"fqn": fqn, "kind": "fused_block", "chains": chains})
         else:
-            entry = _describe(module)
+            entry = entry_of(module)
             if entry is not None:
                 entries.append({"fqn": fqn, **entry})
     return entries
 
 
-def _describe(module: nn.Module) -> Entry | None:
+def entry_of(module: nn.Module) -> Entry | None:
+    """A module's entry without its name; None if it is not a converted one."""
     if isinstance(module, CompressedLinear):
         kind = next(kind for kind, cls in _CLASSES.items() if isinstance(module, cls))
         entry = {
@@ -145,7 +146,7 @@ def _replay_block(survey: Survey, changes: Changes, place: Place, entry: Entry) 
 def _linear(survey: Survey, place: Place, entry: Entry) -> nn.Module:
     old, cls = place.module, _CLASSES[entry["kind"]]
     if type(old) is not cls:
-        reason = survey.why_not_linear(place) if isinstance(old, nn.Linear) else f"it is a {type(old).__name__}"
+        reason = survey.why_not(place) if isinstance(old, nn.Linear) else f"it is a {type(old).__name__}"
         _require(reason is None, f"{place.fqn!r} can't become {entry['kind']}: {reason}")
     assert isinstance(old, nn.Linear)
     n, k = entry["out_features"], entry["in_features"]

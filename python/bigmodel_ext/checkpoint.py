@@ -13,15 +13,14 @@ import ctypes
 import hashlib
 import json
 import os
-import secrets
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from bigmodel_ext._files import replacing
 from bigmodel_ext._plan import describe, replay
 from bigmodel_ext._surgery import Survey
 
@@ -64,37 +63,6 @@ def _state(model: nn.Module) -> dict[str, Tensor]:
     return state
 
 
-def _create(folder: int, name: str) -> tuple[int, bool]:
-    """(descriptor, whether it has no name yet): a new file that needs a name only once it is whole, so that nothing
-    stays behind even if the process is killed; or `name` where the file system can't do that."""
-    with contextlib.suppress(AttributeError, OSError):
-        return os.open(".", os.O_TMPFILE | os.O_WRONLY, 0o666, dir_fd=folder), True
-    return os.open(name, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666, dir_fd=folder), False
-
-
-@contextlib.contextmanager
-def _replacing(path: Path) -> Iterator[BinaryIO]:
-    """A file to write, which takes the place of `path` once it is whole and on the disk."""
-    temporary = f".{path.name}.{secrets.token_hex(8)}.tmp"
-    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        descriptor, unnamed = _create(folder, temporary)
-        with os.fdopen(descriptor, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-            if unnamed:  # given a src_dir_fd, os.link follows the symbolic link that /proc has
-                os.link(f"/proc/self/fd/{descriptor}", temporary, src_dir_fd=folder, dst_dir_fd=folder)
-        os.replace(temporary, path.name, src_dir_fd=folder, dst_dir_fd=folder)
-        os.fsync(folder)
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary, dir_fd=folder)
-        raise
-    finally:
-        os.close(folder)
-
-
 def _header(stored: dict[str, Tensor], metadata: dict[str, str]) -> bytes:
     header: dict[str, Any] = {"__metadata__": metadata}
     offset = 0
@@ -134,7 +102,7 @@ def save_model(model: nn.Module, path: str | os.PathLike[str]) -> None:
     stored = {name: state[name] for name in names}
     text = json.dumps(manifest, sort_keys=True, allow_nan=False)
     metadata = {"format": FORMAT, "version": VERSION, "manifest": text, "checksum": _checksum(text)}
-    with _replacing(target) as file:
+    with replacing(target) as file:
         file.write(_header(stored, metadata))
         for tensor in stored.values():
             file.write(_bytes(tensor))

@@ -120,8 +120,9 @@ def _show(report: Mapping[str, Any], out: Path) -> None:
 
 
 def _info(args: argparse.Namespace) -> int:
-    from bigmodel_ext import _dispatch, _native
+    from bigmodel_ext import _dispatch, _gains, _native
 
+    gains = _gains.file()
     forced = _dispatch.forced_backend()
     facts = {
         "bigmodel_ext": bigmodel_ext.__version__,
@@ -129,6 +130,7 @@ def _info(args: argparse.Namespace) -> int:
         "instruction set": f"{_native.active_isa()} (this processor has {', '.join(_native.available_isas())})",
         "threads": str(torch.get_num_threads()),
         "backends": forced or ", ".join(_dispatch.backends()),
+        "measured gains": "not kept (BIGMODEL_CACHE=off)" if gains is None else f"{_gains.kept()} in {gains}",
     }
     for name, value in facts.items():
         print(f"{name:16s} {value}")

@@ -1,148 +1,100 @@
-"""Converting a model in place: what to do with each linear layer is a config, which layers is a filter.
+"""Converting a model in place: what to do with each layer is a config, which layers is a filter.
+
+Never slower: unless the config says ``rows=()``, each layer on the CPU is timed in its old and its new form, at the
+config's numbers of activation rows and the current number of threads (some hundredths of a second for each distinct
+shape; figures are remembered, in a file too: see ``BIGMODEL_CACHE``). A layer that would get slower at any of them is
+kept dense: the very same module, not pruned either. A warning counts such layers, and :func:`explain` shows their
+figures. On other devices nothing is timed and every layer is converted.
+
+A layer is also left dense if it is a subclass of nn.Linear, has hooks (pruning and weight norm by hooks included:
+remove them first), belongs to an nn.MultiheadAttention, or shares a parameter with another module (tied embeddings:
+its conversion would untie them). A module that is used in several places is converted once, and the same new module
+stands in all of them.
 
 Both functions look at the whole model first and build every new layer before they exchange any, so if anything raises
 (the filter included) the model is as it was.
-
-A layer is left dense, and :func:`explain` says why, if it is a subclass of nn.Linear, has hooks (pruning and weight
-norm by hooks included: remove them first), belongs to an nn.MultiheadAttention, or shares a parameter with another
-module (tied embeddings: its conversion would untie them). A module that is used in several places is converted once,
-and the same new module stands in all of them.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
 from typing import TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from bigmodel_ext import _gains
+from bigmodel_ext._candidates import QUANTIZE, SPARSIFY, Maker
+from bigmodel_ext._choose import not_slower
+from bigmodel_ext._configs import (
+    Int8BlockSparseWeightConfig,
+    Int8DynamicActivationInt8WeightConfig,
+    UnstructuredSparseWeightConfig,
+    WeightConfig,
+)
 from bigmodel_ext._explain import Explanation, LayerReport, explain
 from bigmodel_ext._fuse import fuse_dropout_
-from bigmodel_ext._surgery import Changes, Survey, nbytes
-from bigmodel_ext.nn import Int8Linear, Int8SparseLinear, SparseLinear
-from bigmodel_ext.nn._linear import CompressedLinear
+from bigmodel_ext._masks import block_mask, magnitude_mask
+from bigmodel_ext._surgery import COMPRESSED, Changes, Survey, device_of
 
 Model = TypeVar("Model", bound=nn.Module)
 Filter = Callable[[nn.Module, str], bool]
 
 
-def _require_sparsity(sparsity: float | None) -> None:
-    if sparsity is None:
-        return
-    if isinstance(sparsity, bool) or not isinstance(sparsity, (int, float)):
-        raise TypeError(f"sparsity must be a number in [0, 1) or None, got {sparsity!r}")
-    if not 0.0 <= sparsity < 1.0:
-        raise ValueError(f"sparsity must be in [0, 1), got {sparsity}")
+def _chosen(layer: nn.Module, candidates: list[nn.Module], rows: tuple[int, ...]) -> nn.Module | str:
+    timed = rows and device_of(layer).type == "cpu"
+    return not_slower(layer, candidates, rows) if timed else candidates[0]
 
 
-@dataclass(frozen=True)
-class Int8DynamicActivationInt8WeightConfig:
-    """:class:`nn.Int8Linear`: int8 weights with a scale per output, activations quantized per row on the fly."""
+def _names(kinds: Iterable[type]) -> str:
+    return " or ".join(f"nn.{kind.__name__}" for kind in kinds)
 
 
-@dataclass(frozen=True)
-class UnstructuredSparseWeightConfig:
-    """:class:`nn.SparseLinear`. sparsity in [0, 1): set this share of each layer's weights to zero, the smallest
-    magnitudes first. None: keep what is zero already, in the layers that get smaller by it."""
-
-    sparsity: float | None = None
-
-    def __post_init__(self) -> None:
-        _require_sparsity(self.sparsity)
-
-
-@dataclass(frozen=True)
-class Int8BlockSparseWeightConfig:
-    """:class:`nn.Int8SparseLinear`: int8 weights in 1x4 blocks. sparsity in [0, 1): zero this share of each layer's
-    blocks, those with the smallest sum of squares first. None: leave out the blocks that are zero already."""
-
-    sparsity: float | None = None
-
-    def __post_init__(self) -> None:
-        _require_sparsity(self.sparsity)
-
-
-def _largest(score: Tensor, sparsity: float) -> Tensor:
-    """bool, score's shape: all but the round(sparsity * numel) smallest (of equal ones, the first stay)."""
-    keep = score.numel() - round(sparsity * score.numel())
-    mask = torch.zeros(score.numel(), dtype=torch.bool, device=score.device)
-    mask[score.flatten().argsort(descending=True, stable=True)[:keep]] = True
-    return mask.view(score.shape)
-
-
-def magnitude_mask(weight: Tensor, sparsity: float) -> Tensor:
-    """bool [N,K]: the weights that stay when the given share, of smallest magnitude, is set to zero."""
-    return _largest(weight.detach().abs(), sparsity)
-
-
-def block_mask(weight: Tensor, sparsity: float) -> Tensor:
-    """bool [N,K]: the 1x4 blocks that stay when the given share, of smallest sum of squares, is set to zero."""
-    k = weight.shape[1]
-    blocks = nn.functional.pad(weight.detach().float(), (0, -k % 4)).view(weight.shape[0], -(-k // 4), 4)
-    return _largest(blocks.square().sum(-1), sparsity).repeat_interleave(4, dim=1)[:, :k]
-
-
-def _quantized(linear: nn.Linear, config: object) -> nn.Module:
-    return Int8Linear.from_float(linear)
-
-
-def _sparse(linear: nn.Linear, config: UnstructuredSparseWeightConfig) -> nn.Module | str:
-    if config.sparsity is not None:
-        return SparseLinear.from_dense(linear, magnitude_mask(linear.weight, config.sparsity))
-    layer = SparseLinear.from_dense(linear)
-    if nbytes(layer) >= nbytes(linear):
-        return f"it would not get smaller ({layer.nnz} of {linear.weight.numel()} weights are not zero)"
-    return layer
-
-
-def _block_sparse(linear: nn.Linear, config: Int8BlockSparseWeightConfig) -> nn.Module:
-    mask = None if config.sparsity is None else block_mask(linear.weight, config.sparsity)
-    return Int8SparseLinear.from_dense(linear, mask)
-
-
-_QUANTIZE: dict[type, Callable[..., nn.Module | str]] = {Int8DynamicActivationInt8WeightConfig: _quantized}
-_SPARSIFY: dict[type, Callable[..., nn.Module | str]] = {
-    UnstructuredSparseWeightConfig: _sparse,
-    Int8BlockSparseWeightConfig: _block_sparse,
-}
+def _warn(left: dict[str, str], slower: int, nothing: str) -> None:
+    """That layers were kept dense for their speed, or else that nothing was converted."""
+    reasons = "; ".join(f"{fqn}: {why}" for fqn, why in left.items()) or nothing
+    told = "no layer was converted"
+    if slower:
+        told = f"{slower} layer(s) would get slower and were kept dense (rows=() converts without measuring)"
+    warnings.warn(f"{told}: {reasons}", UserWarning, stacklevel=4)
 
 
 def _convert(
-    model: Model, config: object, filter_fn: Filter | None, makers: dict[type, Callable[..., nn.Module | str]]
+    model: Model, config: WeightConfig, filter_fn: Filter | None, table: dict[type, dict[type[nn.Module], Maker]]
 ) -> Model:
-    if type(config) not in makers:
-        allowed = " or ".join(cls.__name__ for cls in makers)
+    if type(config) not in table:
+        allowed = " or ".join(cls.__name__ for cls in table)
         raise TypeError(f"config must be an instance of {allowed}, got {config!r}")
-    make = makers[type(config)]
-    survey = Survey(model)
-    if type(model) is nn.Linear:
+    makers, survey = table[type(config)], Survey(model)
+    if type(model) in makers:
         raise ValueError(
-            "model is itself an nn.Linear, which can't be exchanged in place: "
-            "use nn.Int8Linear.from_float(model) or nn.SparseLinear.from_dense(model), or wrap it in an nn.Sequential"
+            f"model is itself an nn.{type(model).__name__}, which can't be exchanged in place: use from_float or "
+            "from_dense of the layer wanted (nn.Int8Linear.from_float(model), say), or wrap it in an nn.Sequential"
         )
-    changes, left = Changes(), []
+    changes, left, slower = Changes(), dict[str, str](), 0
     with torch.no_grad():
-        for place in survey.linears():
-            if filter_fn is not None and not filter_fn(place.module, place.fqn):
+        for place in survey.layers(*makers):
+            layer = place.module
+            if isinstance(layer, COMPRESSED) or (filter_fn is not None and not filter_fn(layer, place.fqn)):
                 continue
-            refusal = survey.why_not_linear(place)
-            made = refusal if refusal is not None else make(place.module, config)
-            if isinstance(made, str):
-                left.append(f"{place.fqn}: {made}")
-            else:
-                changes.replace(place, made)
-    if not changes.swaps and not any(isinstance(place.module, CompressedLinear) for place in survey.linears()):
-        reasons = "; ".join(left) or ("filter_fn chose none" if filter_fn else "the model has no nn.Linear")
-        warnings.warn(f"no layer was converted: {reasons}", UserWarning, stacklevel=3)
+            made = survey.why_not(place) or makers[type(layer)](layer, config)
+            form = made if isinstance(made, str) else _chosen(layer, made, config.rows)
+            if isinstance(form, nn.Module):
+                changes.replace(place, form)
+                continue
+            changes.kept.append((layer, form))
+            left[place.fqn] = form
+            slower += form is not made
+    _gains.save()
+    if slower or not (changes.swaps or any(True for _ in survey.layers(*COMPRESSED))):
+        _warn(left, slower, "filter_fn chose none" if filter_fn else f"the model has no {_names(makers)}")
     changes.apply(model)
     return model
 
 
 def quantize_(model: Model, config: Int8DynamicActivationInt8WeightConfig, filter_fn: Filter | None = None) -> Model:
-    """Exchange the model's linear layers, in place, for quantized ones; see the module's notes on what is left.
+    """Exchange the model's layers, in place, for quantized ones that are not slower; see the module's notes.
 
     Args:
         model: any module but a bare nn.Linear.
@@ -150,13 +102,14 @@ def quantize_(model: Model, config: Int8DynamicActivationInt8WeightConfig, filte
         filter_fn: filter_fn(module, fqn) -> bool chooses among the model's nn.Linear; default: all.
 
     Returns:
-        model. A UserWarning is given if nothing was converted.
+        model. A UserWarning is given if layers were kept dense because they would get slower, or if nothing was
+        converted.
 
     Raises:
         TypeError: config is of another class.
         ValueError: model is itself an nn.Linear.
     """
-    return _convert(model, config, filter_fn, _QUANTIZE)
+    return _convert(model, config, filter_fn, QUANTIZE)
 
 
 def sparsify_(
@@ -164,9 +117,10 @@ def sparsify_(
     config: UnstructuredSparseWeightConfig | Int8BlockSparseWeightConfig,
     filter_fn: Filter | None = None,
 ) -> Model:
-    """Exchange the model's linear layers, in place, for sparse ones; arguments, result and errors as in
-    :func:`quantize_`. What is pruned by `sparsity` is zeroed in the new layer, not in the old one."""
-    return _convert(model, config, filter_fn, _SPARSIFY)
+    """Exchange the model's layers, in place, for sparse ones that are not slower; arguments, result and errors as in
+    :func:`quantize_`. What is pruned by `sparsity` is zeroed in the new layer, not in the old one: a layer that is kept
+    dense is not pruned."""
+    return _convert(model, config, filter_fn, SPARSIFY)
 
 
 __all__ = [

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from bigmodel_ext import checkpoint, convert
+from bigmodel_ext._machine import cpu_name
 from bigmodel_ext.compress import measure, output, plots, reload, report, stages
 from bigmodel_ext.train.loop import accuracy
 from bigmodel_ext.train.progress import Progress, Silent
@@ -121,7 +122,7 @@ def _compressed(entries: list[dict[str, Any]], max_drop: float) -> dict[str, Any
 def _hardware(explanation: convert.Explanation) -> dict[str, Any]:
     isas = sorted({row.isa for row in explanation.layers if row.isa})
     return {
-        "cpu": _cpu_name(),
+        "cpu": cpu_name(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "isa": isas[0] if isas else None,
         "training_threads": torch.get_num_threads(),
@@ -129,17 +130,3 @@ def _hardware(explanation: convert.Explanation) -> dict[str, Any]:
         "python": platform.python_version(),
         "torch": torch.__version__,
     }
-
-
-def _cpu_name() -> str:
-    """The processor's name as the system tells it; where that is hidden, family and model."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    pairs = (line.split(":", 1) for line in lines if ":" in line)
-    told = {key.strip(): value.strip() for key, value in pairs}
-    name = told.get("model name", "unknown")
-    if name == "unknown" and "cpu family" in told:
-        return f"{told.get('vendor_id', '?')} family {told['cpu family']} model {told.get('model', '?')}"
-    return name

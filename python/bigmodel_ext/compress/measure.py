@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import statistics
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 
+from bigmodel_ext._measure import interleave, median_ratio
 from bigmodel_ext.nn import Int8Linear, Int8SparseLinear, SparseLinear
 from bigmodel_ext.train.loop import evaluating
 
@@ -54,25 +54,6 @@ def nonzero_weights(model: nn.Module) -> int:
         return sum(int(torch.count_nonzero(tensor)) for tensor in (*matrices, *rest))
 
 
-def interleave(calls: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each call in each round, one after another (A B C A B C ...): machines drift, neighbours in time
-    drift together."""
-    for call in calls.values():
-        call()
-    times: dict[str, list[float]] = {name: [] for name in calls}
-    for _ in range(rounds):
-        for name, call in calls.items():
-            start = time.perf_counter()
-            call()
-            times[name].append(time.perf_counter() - start)
-    return times
-
-
-def median_ratio(other: list[float], ours: list[float]) -> float:
-    """The median over rounds of how many times as long `other` took."""
-    return statistics.median(a / b for a, b in zip(other, ours, strict=True))
-
-
 def latencies(models: Mapping[str, nn.Module], inputs: Tensor, rounds: int = 15) -> dict[str, dict[str, float]]:
     """Each model's time for this batch on one thread, all taking turns.
 
@@ -80,12 +61,10 @@ def latencies(models: Mapping[str, nn.Module], inputs: Tensor, rounds: int = 15)
         name -> {"latency_ms": median, "speedup": median over rounds of the first model's time over this one's}.
     """
     with threads(1):
-        calls = {name: partial(_run, model, inputs) for name, model in models.items()}
-        times = interleave(calls, rounds)
-    first = next(iter(times.values()))
+        times = interleave([partial(_run, model, inputs) for model in models.values()], rounds)
     return {
-        name: {"latency_ms": 1e3 * statistics.median(own), "speedup": median_ratio(first, own)}
-        for name, own in times.items()
+        name: {"latency_ms": 1e3 * statistics.median(own), "speedup": median_ratio(times[0], own)}
+        for name, own in zip(models, times, strict=True)
     }
 
 

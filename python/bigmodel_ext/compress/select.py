@@ -11,8 +11,9 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from bigmodel_ext.compress import measure
-from bigmodel_ext.compress.measure import interleave, median_ratio, threads
+from bigmodel_ext import _measure
+from bigmodel_ext._choose import as_fast_as_best
+from bigmodel_ext.compress.measure import state_bytes, threads
 from bigmodel_ext.convert import (
     Int8BlockSparseWeightConfig,
     Int8DynamicActivationInt8WeightConfig,
@@ -23,8 +24,7 @@ from bigmodel_ext.nn import Int8Linear, Int8SparseLinear
 from bigmodel_ext.train.loop import evaluating
 
 DENSE, INT8, INT8_SPARSE = "fp32", "int8", "int8 1x4-sparse"
-MARGIN = 1.1  # forms whose speeds are within this factor count as equally fast: less is noise
-ROUNDS = 15
+MARGIN = 1.1  # forms whose speeds are within this factor count as equally fast
 
 
 @dataclass(frozen=True)
@@ -78,16 +78,17 @@ def _choose(fqn: str, layer: nn.Linear, x: Tensor) -> LayerChoice:
         forms[INT8_SPARSE] = Int8SparseLinear.from_dense(layer)
     exact, quantized = layer(x), forms[INT8](x)
     error = float((quantized - exact).norm() / exact.norm().clamp_min(1e-30))
-    times = interleave({name: partial(form, x) for name, form in forms.items()}, ROUNDS)
-    gains = {name: median_ratio(times[DENSE], own) for name, own in times.items()}
-    sizes = {name: measure.state_bytes(form) for name, form in forms.items()}
+    measured = _measure.gains(*(partial(form, x) for form in forms.values()))
+    gains = dict(zip(forms, (1.0, *measured), strict=True))
+    sizes = {name: state_bytes(form) for name, form in forms.items()}
     kind, reason = _fastest(gains, sizes, zero_blocks)
     return LayerChoice(fqn, kind, x.numel() // x.shape[-1], zero_blocks, gains, error, reason)
 
 
 def _fastest(gains: dict[str, float], sizes: dict[str, int], zero_blocks: float) -> tuple[str, str]:
     """The fastest form; among those as good as the fastest, the smallest, so that noise does not decide."""
-    close = [name for name, gain in gains.items() if gain * MARGIN >= max(gains.values())]
+    names = list(gains)
+    close = [names[i] for i in as_fast_as_best(list(gains.values()), MARGIN)]
     best = min(close, key=lambda name: sizes[name])
     told = ", ".join(f"{name} {gain:.2f}x" for name, gain in gains.items() if name != DENSE)
     why = "fastest" if len(close) == 1 else f"smallest of the fastest ({', '.join(close)})"
@@ -96,7 +97,7 @@ def _fastest(gains: dict[str, float], sizes: dict[str, int], zero_blocks: float)
 
 
 def apply(model: nn.Module, choices: Collection[LayerChoice]) -> nn.Module:
-    """A copy of the model with each layer in its chosen form."""
+    """A copy of the model with each layer in its chosen form, which is not measured again."""
     converted = copy.deepcopy(model)
     kinds = {choice.fqn: choice.kind for choice in choices}
 
@@ -104,7 +105,7 @@ def apply(model: nn.Module, choices: Collection[LayerChoice]) -> nn.Module:
         return lambda module, fqn: kinds.get(fqn) == kind
 
     if INT8_SPARSE in kinds.values():
-        sparsify_(converted, Int8BlockSparseWeightConfig(), filter_fn=chosen(INT8_SPARSE))
+        sparsify_(converted, Int8BlockSparseWeightConfig(rows=()), filter_fn=chosen(INT8_SPARSE))
     if INT8 in kinds.values():
-        quantize_(converted, Int8DynamicActivationInt8WeightConfig(), filter_fn=chosen(INT8))
+        quantize_(converted, Int8DynamicActivationInt8WeightConfig(rows=()), filter_fn=chosen(INT8))
     return converted.eval()

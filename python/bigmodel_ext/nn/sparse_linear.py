@@ -38,21 +38,26 @@ class SparseLinear(PatternLinear):
         self._register_pattern(panel, device)
 
     @classmethod
-    def from_dense(cls, linear: nn.Linear, mask: Tensor | None = None, layout: str = "auto") -> SparseLinear:
+    def from_dense(
+        cls, linear: nn.Linear, mask: Tensor | None = None, layout: str = "auto", panel: int | None = None
+    ) -> SparseLinear:
         """Keep the weights where mask (bool [N,K], default: weight != 0) is True. linear is not changed; its bias is
-        shared.
+        shared. panel: columns to a panel, 1 to 256; by default what is usually fastest for this share of weights.
 
         Raises:
             TypeError: linear is not an nn.Linear.
-            ValueError: layout is unknown, or mask is not bool [N,K].
+            ValueError: layout is unknown, mask is not bool [N,K], or panel is out of range.
         """
         require_linear(linear)
         if layout not in LAYOUTS:
             raise ValueError(f"layout must be one of {', '.join(LAYOUTS)}, got {layout!r}")
         weight = linear.weight.detach()
-        stored = weight.count_nonzero() if mask is None else mask.count_nonzero()
-        layer: SparseLinear = cls._like(linear, panel=csr.panel_for(int(stored) / max(weight.numel(), 1)))
-        values, layer.crow, layer.col = csr.pack(weight, mask, layer.panel)
+        if panel is None:
+            stored = weight.count_nonzero() if mask is None else mask.count_nonzero()
+            panel = csr.panel_for(int(stored) / max(weight.numel(), 1))
+        values, crow, col = csr.pack(weight, mask, panel)
+        layer: SparseLinear = cls._like(linear, panel=panel)
+        layer.crow, layer.col = crow, col
         layer.values = nn.Parameter(values, requires_grad=linear.weight.requires_grad)
         return layer
 
