@@ -101,11 +101,9 @@ def _functions(selection: Selection, inputs: tuple[Tensor, ...], chain: bool) ->
     """Ours and the peers, verified."""
     theirs = _chain if chain else _plain
     found: dict[str, Function] = {"fused_dropout": _ours_chain if chain else _ours_plain}
-    for name, make in (("torch eager", lambda: theirs), ("inductor", lambda: torch.compile(theirs, fullgraph=True))):
-        if not selection.wants(name):
-            continue
+    for name in filter(selection.wants, ("torch eager", "inductor")):
         try:
-            function = make()
+            function: Function = torch.compile(theirs, fullgraph=True) if name == "inductor" else theirs
             _check_peer(function, inputs, chain)
             found[name] = function
         except Exception as reason:  # inductor needs a compiler, and may fail in any way
@@ -115,7 +113,7 @@ def _functions(selection: Selection, inputs: tuple[Tensor, ...], chain: bool) ->
 
 def _pair(m: int, n: int, dtype: torch.dtype, chain: bool, selection: Selection) -> Iterator[Case]:
     """Forward, and forward + backward, of one shape."""
-    torch.compiler.reset()  # type: ignore[no-untyped-call]
+    torch.compiler.reset()
     x, residual, grad, bias = (torch.randn(s, dtype=dtype) for s in ((m, n), (m, n), (m, n), (n,)))
     inputs = (x, bias, residual)
     functions = _functions(selection, inputs, chain)

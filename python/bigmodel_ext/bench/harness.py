@@ -28,7 +28,8 @@ Call = Callable[[], object]
 
 @dataclass(frozen=True)
 class Case:
-    """One row per peer: candidates by name, the first being ours. `verify` raises if ours is wrong."""
+    """One row per peer: candidates by name, the first being ours (`ours` names them where there are several). `verify`
+    raises if ours is wrong."""
 
     op: str
     shape: str
@@ -39,7 +40,9 @@ class Case:
     real_operations: float = 0.0  # with stored weights only; 0: all of them
     limit: Limit | None = None  # the least time that the machine can need
     cache: str = "warm"  # or "cold"
-    peer_dtypes: dict[str, str] = field(default_factory=dict)
+    ours: tuple[str, ...] = ()
+    dtypes: dict[str, str] = field(default_factory=dict)  # of candidates, where a row is to tell
+    megabytes: dict[str, float] = field(default_factory=dict)
     extra: dict[str, object] = field(default_factory=dict)
 
 
@@ -97,41 +100,55 @@ def ratio(other: list[float], ours: list[float]) -> Ratio:
     return Ratio(statistics.median(ratios), cuts[0], cuts[-1])
 
 
-def _rows(case: Case, times: dict[str, list[float]], facts: dict[str, object]) -> list[dict[str, object]]:
-    ours_name = next(iter(case.candidates))
-    us = statistics.median(times[ours_name]) * 1e6
+def _shared(case: Case, ours: str, us: float) -> dict[str, object]:
+    """What the rows of one of ours have in common."""
     real = case.real_operations or case.operations
-    shared: dict[str, object] = {
-        **facts, "load": round(host.load(), 2), "op": case.op, "shape": case.shape, "cache": case.cache,
-        "ours": ours_name, "ours_us": round(us, 2), "rounds": len(times[ours_name]),
+    found: dict[str, object] = {
+        "load": round(host.load(), 2), "op": case.op, "shape": case.shape, "cache": case.cache, "ours": ours,
+        "dtype": case.dtypes.get(ours, ""), "ours_us": round(us, 2), "ours_mb": case.megabytes.get(ours, ""),
         "gops": round(case.operations / us / 1e3, 2), "real_gops": round(real / us / 1e3, 2),
-        "gbps": round(case.bytes / us / 1e3, 2), **case.extra,
+        "gbps": round(case.bytes / us / 1e3, 2), "bytes": int(case.bytes), **case.extra,
     }  # fmt: skip
     if case.limit is not None:
         limit_us = case.limit.seconds * 1e6
-        shared |= {
-            "limit": case.limit.name, "limit_us": round(limit_us, 2), "limit_percent": round(100 * limit_us / us, 1),
-        }  # fmt: skip
+        found |= {
+            "limit": case.limit.name,
+            "limit_us": round(limit_us, 2),
+            "limit_percent": round(100 * limit_us / us, 1),
+        }
+    return found
+
+
+def _rows(case: Case, times: dict[str, list[float]], facts: dict[str, object]) -> list[dict[str, object]]:
+    ours_names = case.ours or (next(iter(case.candidates)),)
     rows = []
-    for peer in [name for name in case.candidates if name != ours_name]:
-        r = ratio(times[peer], times[ours_name])
-        rows.append({
-            **shared, "peer": peer, "peer_dtype": case.peer_dtypes.get(peer, ""),
-            "peer_us": round(statistics.median(times[peer]) * 1e6, 2),
-            "speedup": round(r.median, 3), "p20": round(r.p20, 3), "p80": round(r.p80, 3),
-        })  # fmt: skip
+    for ours in ours_names:
+        shared = _shared(case, ours, statistics.median(times[ours]) * 1e6)
+        for peer in [name for name in case.candidates if name not in ours_names]:
+            r = ratio(times[peer], times[ours])
+            rows.append({
+                **facts, **shared, "rounds": len(times[ours]), "peer": peer, "peer_dtype": case.dtypes.get(peer, ""),
+                "peer_us": round(statistics.median(times[peer]) * 1e6, 2), "peer_mb": case.megabytes.get(peer, ""),
+                "speedup": round(r.median, 3), "p20": round(r.p20, 3), "p80": round(r.p80, 3),
+            })  # fmt: skip
     return rows
 
 
 def _show(rows: list[dict[str, object]]) -> None:
-    first = rows[0]
-    limit = f"  {first['limit_percent']} % of {first['limit']}" if "limit" in first else ""
-    real = f", {first['real_gops']} with stored weights" if first["real_gops"] != first["gops"] else ""
-    print(
-        f"{first['op']} {first['shape']} {first['cache']}: {first['ours_us']} us  {first['gops']} GOPS{real}  "
-        f"{first['gbps']} GB/s{limit}"
-    )
+    before = None
     for row in rows:
+        if row["ours"] != before:
+            before = row["ours"]
+            figures = [f"{row['ours_us']} us"]
+            if row["gops"]:
+                figures.append(f"{row['gops']} GOPS")
+            if row["real_gops"] != row["gops"]:
+                figures.append(f"{row['real_gops']} GOPS with stored weights")
+            if row["gbps"]:
+                figures.append(f"{row['gbps']} GB/s")
+            if "limit" in row:
+                figures.append(f"{row['limit_percent']} % of the limit ({row['limit']})")
+            print(f"{row['op']} {row['shape']} {row['cache']} · {before}: {', '.join(figures)}")
         print(f"    {row['speedup']:>8.2f}x  [{row['p20']:.2f}, {row['p80']:.2f}]  {row['peer']}", flush=True)
 
 

@@ -54,7 +54,7 @@ def _case(m: int, n: int, k: int, cache: str, selection: Selection) -> Case:
     return Case(
         "int8_linear", f"M={m} N={n} K={k}", {"int8_linear": run, **found}, verify, operations, traffic,
         limit=limits.linear("int8", operations, traffic, cache), cache=cache,
-        peer_dtypes={name: peers.LINEAR[name].dtype for name in found},
+        dtypes={name: peers.LINEAR[name].dtype for name in found},
         extra={"m": m, "n": n, "k": k, "dtype": "int8"},
     )  # fmt: skip
 

@@ -18,6 +18,7 @@ SUITES = {
     "sparse": "sparse linear layers, float32 and int8, against dense ones; a training step",
     "dropout": "fused dropout against eager torch, inductor and a copy",
     "overhead": "what a call costs on a 1x16 input",
+    "model": "MiniLM- and BERT-base-shaped encoders end to end (needs transformers)",
 }
 
 

@@ -29,7 +29,7 @@ class Missing(Exception):
     """Why a peer can't be had here."""
 
 
-def _package(name: str) -> Any:
+def package(name: str) -> Any:
     try:
         with quiet():
             return importlib.import_module(name)
@@ -133,7 +133,7 @@ def torch_int_mm(x: Tensor, weight: Tensor, bias: Tensor) -> Call:
 
 def torchao_int8(x: Tensor, weight: Tensor, bias: Tensor) -> Call:
     """torchao's Int8DynamicActivationInt8WeightConfig, compiled."""
-    quantization = _package("torchao.quantization")
+    quantization = package("torchao.quantization")
     module = torch.nn.Linear(weight.shape[1], weight.shape[0])
     module.weight, module.bias = torch.nn.Parameter(weight.clone()), torch.nn.Parameter(bias)
     with quiet():
@@ -144,8 +144,8 @@ def torchao_int8(x: Tensor, weight: Tensor, bias: Tensor) -> Call:
 
 
 def _onnx_session(x: Tensor, nodes: Sequence[Any], weights: dict[str, Tensor]) -> Call:
-    onnx, runtime = _package("onnx"), _package("onnxruntime")
-    helper, numpy_helper = onnx.helper, _package("onnx.numpy_helper")
+    onnx, runtime = package("onnx"), package("onnxruntime")
+    helper, numpy_helper = onnx.helper, package("onnx.numpy_helper")
     n = weights["bias"].shape[0]
     value = [
         helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape)
@@ -166,14 +166,14 @@ def _onnx_session(x: Tensor, nodes: Sequence[Any], weights: dict[str, Tensor]) -
 
 
 def onnxruntime_fp32(x: Tensor, weight: Tensor, bias: Tensor) -> Call:
-    node = _package("onnx.helper").make_node("Gemm", ["x", "weight", "bias"], ["y"], transB=1)
+    node = package("onnx.helper").make_node("Gemm", ["x", "weight", "bias"], ["y"], transB=1)
     return _onnx_session(x, [node], {"weight": weight, "bias": bias})
 
 
 def onnxruntime_int8(x: Tensor, weight: Tensor, bias: Tensor) -> Call:
     """DynamicQuantizeLinear, MatMulInteger and the scales after it, which onnxruntime fuses: what its quantize_dynamic
     makes of a MatMul, with a scale per output."""
-    make = _package("onnx.helper").make_node
+    make = package("onnx.helper").make_node
     weight_q, scale = _quantized_weight(weight)
     nodes = [
         make("DynamicQuantizeLinear", ["x"], ["x_q", "x_scale", "x_zero"]),

@@ -11,10 +11,10 @@ from bigmodel_ext.bench import host
 
 COLUMNS = (
     "date", "commit", "cpu", "isa", "threads", "torch", "packages", "load", "op", "shape", "m", "n", "k", "sparsity",
-    "dtype", "cache", "ours", "peer", "peer_dtype", "ours_us", "peer_us", "speedup", "p20", "p80", "rounds", "gops",
-    "real_gops", "gbps", "limit", "limit_us", "limit_percent",
+    "dtype", "cache", "ours", "peer", "peer_dtype", "ours_us", "peer_us", "ours_mb", "peer_mb", "speedup", "p20", "p80",
+    "rounds", "gops", "real_gops", "gbps", "bytes", "limit", "limit_us", "limit_percent",
 )  # fmt: skip
-KEY = ("cpu", "isa", "threads", "op", "shape", "cache", "peer")
+KEY = ("cpu", "isa", "threads", "op", "shape", "cache", "ours", "peer")
 Row = Mapping[str, object]
 
 
@@ -44,8 +44,8 @@ def _key(row: Row) -> tuple[str, ...]:
 def update(path: Path, rows: Iterable[Row]) -> None:
     """Write `rows` into the file. Readers, and a run that is stopped, never meet half a file."""
     new = {_key(row): row for row in rows}
-    cases = {key[:-1] for key in new}  # a case that is measured again loses all its rows, of peers no longer there too
-    kept = [row for row in read(path) if _key(row)[:-1] not in cases]
+    cases = {key[:-2] for key in new}  # a case that is measured again loses all its rows, of peers no longer there too
+    kept = [row for row in read(path) if _key(row)[:-2] not in cases]
     merged: list[Row] = [*kept, *new.values()]
     columns = [*COLUMNS, *(name for name in dict.fromkeys(k for row in merged for k in row) if name not in COLUMNS)]
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -78,7 +78,7 @@ def _fp32_case(m: int, n: int, k: int, sparsity: float, cache: str, selection: S
         partial(_close_call, ours, partial(tF.linear, x, weights[0], bias)),
         operations=2.0 * m * n * k, bytes=traffic, real_operations=real,
         limit=limits.linear("fp32", real, traffic, cache), cache=cache,
-        peer_dtypes={name: peers.LINEAR[name].dtype for name in found},
+        dtypes={name: peers.LINEAR[name].dtype for name in found},
         extra={"m": m, "n": n, "k": k, "sparsity": sparsity, "dtype": "fp32", "panel": panel},
     )  # fmt: skip
 
@@ -109,7 +109,7 @@ def _int8_case(m: int, n: int, k: int, sparsity: float, selection: Selection) ->
         "int8_sparse_linear", f"M={m} N={n} K={k} 1x4 {sparsity:.0%}", candidates, verify,
         operations=2.0 * m * n * k, bytes=traffic, real_operations=real,
         limit=limits.linear("int8", real, traffic),
-        peer_dtypes={name: peers.LINEAR[name].dtype if name in peers.LINEAR else "int8" for name in candidates},
+        dtypes={name: peers.LINEAR[name].dtype if name in peers.LINEAR else "int8" for name in candidates},
         extra={"m": m, "n": n, "k": k, "sparsity": sparsity, "dtype": "int8", "panel": panel},
     )  # fmt: skip
 
@@ -138,7 +138,7 @@ def _training_case(m: int, n: int, k: int, sparsity: float) -> Case:
     return Case(
         "sparse_linear fwd+bwd", f"M={m} N={n} K={k} {sparsity:.0%}", {"sparse_linear": ours, "torch fp32": theirs},
         verify, operations=6.0 * m * n * k, real_operations=real,
-        limit=limits.linear("fp32", real, 0.0), peer_dtypes={"torch fp32": "fp32"},
+        limit=limits.linear("fp32", real, 0.0), dtypes={"torch fp32": "fp32"},
         extra={"m": m, "n": n, "k": k, "sparsity": sparsity, "dtype": "fp32", "panel": panel},
     )  # fmt: skip
 
