@@ -112,10 +112,9 @@ def _shared(case: Case, ours: str, us: float) -> dict[str, object]:
     if case.limit is not None:
         limit_us = case.limit.seconds * 1e6
         found |= {
-            "limit": case.limit.name,
-            "limit_us": round(limit_us, 2),
-            "limit_percent": round(100 * limit_us / us, 1),
-        }
+            "limit": case.limit.name, "limit_us": round(limit_us, 2), "limit_percent": round(100 * limit_us / us, 1),
+            "peak_gops": round(case.limit.peak / 1e9, 1), "memory_gbps": round(case.limit.memory / 1e9, 1),
+        }  # fmt: skip
     return found
 
 

@@ -22,10 +22,13 @@ BEYOND_CACHES = 4 * host.cache_bytes()
 
 @dataclass(frozen=True)
 class Limit:
-    """The least time a call can take, and what says so."""
+    """The least time a call can take, and what says so. For the roofline: the arithmetic's peak in operations and what
+    memory beyond the caches delivers in bytes per second."""
 
     name: str
     seconds: float
+    peak: float = 0.0
+    memory: float = 0.0
 
 
 def _best(run: Callable[[], object], repeats: int) -> float:
@@ -94,8 +97,9 @@ def linear(kind: str, operations: float, nbytes: float, cache: str = "warm") -> 
     top = peak(kind)
     if top is None:
         return None
-    bandwidth = read_bandwidth(BEYOND_CACHES if cache == "cold" else nbytes)
+    memory = read_bandwidth(BEYOND_CACHES)
+    bandwidth = memory if cache == "cold" else read_bandwidth(nbytes)
     arithmetic, reading = operations / top, nbytes / bandwidth
     if arithmetic >= reading:
-        return Limit(f"{kind} peak {top / 1e9:.0f} GOPS", arithmetic)
-    return Limit(f"reading {bandwidth / 1e9:.0f} GB/s", reading)
+        return Limit(f"{kind} peak {top / 1e9:.0f} GOPS", arithmetic, top, memory)
+    return Limit(f"reading {bandwidth / 1e9:.0f} GB/s", reading, top, memory)

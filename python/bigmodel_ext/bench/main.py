@@ -12,6 +12,7 @@ import torch
 from bigmodel_ext.bench import harness, host, peers, results
 from bigmodel_ext.bench.harness import Case
 from bigmodel_ext.bench.selection import BUDGET_S, MAX_ROUNDS, Selection
+from bigmodel_ext.compress.measure import threads as on_threads
 
 SUITES = {
     "int8": "int8 linear layers against float and int8 ones",
@@ -29,20 +30,19 @@ def cases(suite: str, selection: Selection) -> Iterator[Case]:
 
 def run(suites: Sequence[str], selection: Selection, out: Path, threads: int = 1) -> list[Path]:
     """Run the suites on this many threads, print their rows and return the files written."""
-    torch.set_num_threads(threads)
-    torch.manual_seed(0)
     busy = host.load()
     if busy > 0.5 * (os.cpu_count() or 1):
         print(f"warning: other processes are running (load {busy:.1f}): the figures will be worse than the machine")
-    facts = host.facts()
-    print(f"{facts['cpu']} · {facts['isa']} · {threads} thread(s) · torch {facts['torch']} · {facts['commit']}")
     rounds = selection.rounds or MAX_ROUNDS[selection.size]
     budget_s = None if selection.rounds else BUDGET_S[selection.size]
     written = []
-    for suite in suites:
-        rows = harness.run(cases(suite, selection), suite, rounds, out, budget_s)
-        if rows:
-            written.append(results.folder(out) / f"{suite}.csv")
+    torch.manual_seed(0)
+    with on_threads(threads):
+        facts = host.facts()
+        print(f"{facts['cpu']} · {facts['isa']} · {threads} thread(s) · torch {facts['torch']} · {facts['commit']}")
+        for suite in suites:
+            if harness.run(cases(suite, selection), suite, rounds, out, budget_s):
+                written.append(results.folder(out) / f"{suite}.csv")
     return written
 
 
@@ -50,5 +50,6 @@ def show_list() -> None:
     """Suites, and peers with what keeps one away."""
     for name, text in SUITES.items():
         print(f"suite {name:10s} {text}")
-    for name, reason in peers.availability().items():
-        print(f"peer  {name:22s} {reason or 'here'}")
+    for name, missing in peers.missing_packages().items():
+        print(f"peer  {name:22s} {'needs ' + ', '.join(missing) if missing else 'here'}")
+    print("more peers: pip install 'bigmodel_ext[bench]'")

@@ -4,6 +4,7 @@ or raises :class:`Missing` with the reason why it can't be had here. Packages ar
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import io
 import logging
 import warnings
@@ -206,12 +207,14 @@ class Peer:
     build: Callable[[Tensor, Tensor, Tensor], Call]
     dtype: str
     weight_bytes: int
+    needs: tuple[str, ...] = ()  # packages
 
 
+ONNX = ("onnx", "onnxruntime")
 LINEAR = {
     "torch fp32": Peer(torch_fp32, "fp32", 4),
     "oneDNN packed fp32": Peer(onednn_packed, "fp32", 4),
-    "onnxruntime fp32": Peer(onnxruntime_fp32, "fp32", 4),
+    "onnxruntime fp32": Peer(onnxruntime_fp32, "fp32", 4, ONNX),
     "torch bf16": Peer(torch_bf16, "bf16", 2),
     "torch CSR": Peer(torch_csr, "fp32", 4),
     "torch dynamic x86": Peer(_dynamic("x86"), "int8", 1),
@@ -219,8 +222,8 @@ LINEAR = {
     "torch dynamic onednn": Peer(_dynamic("onednn"), "int8", 1),
     "oneDNN qlinear u8": Peer(onednn_qlinear, "int8", 1),
     "torch _int_mm": Peer(torch_int_mm, "int8", 1),
-    "torchao int8": Peer(torchao_int8, "int8", 1),
-    "onnxruntime int8": Peer(onnxruntime_int8, "int8", 1),
+    "torchao int8": Peer(torchao_int8, "int8", 1, ("torchao",)),
+    "onnxruntime int8": Peer(onnxruntime_int8, "int8", 1, ONNX),
 }
 INT8 = tuple(name for name in LINEAR if name != "torch CSR")
 FP32 = tuple(name for name, peer in LINEAR.items() if peer.dtype != "int8")
@@ -272,14 +275,9 @@ def linear_peers(
     return found
 
 
-def availability() -> dict[str, str]:
-    """Every linear peer: "" or the reason why it can't be had."""
-    x, weight, bias = torch.randn(4, 32), torch.randn(16, 32), torch.randn(16)
-    found = {}
-    for name, peer in LINEAR.items():
-        try:
-            check(name, peer.build(x, weight, bias), linear(x, weight, bias), peer.dtype)
-            found[name] = ""
-        except Exception as error:
-            found[name] = str(error) if isinstance(error, Missing) else f"{type(error).__name__}: {error}"
-    return found
+def missing_packages() -> dict[str, tuple[str, ...]]:
+    """Every linear peer, and what would have to be installed for it."""
+    return {
+        name: tuple(package for package in peer.needs if importlib.util.find_spec(package) is None)
+        for name, peer in LINEAR.items()
+    }

@@ -12,7 +12,8 @@ from bigmodel_ext.bench import host
 COLUMNS = (
     "date", "commit", "cpu", "isa", "threads", "torch", "packages", "load", "op", "shape", "m", "n", "k", "sparsity",
     "dtype", "cache", "ours", "peer", "peer_dtype", "ours_us", "peer_us", "ours_mb", "peer_mb", "speedup", "p20", "p80",
-    "rounds", "gops", "real_gops", "gbps", "bytes", "limit", "limit_us", "limit_percent",
+    "rounds", "gops", "real_gops", "gbps", "bytes", "limit", "limit_us", "limit_percent", "peak_gops",
+    "memory_gbps",
 )  # fmt: skip
 KEY = ("cpu", "isa", "threads", "op", "shape", "cache", "ours", "peer")
 Row = Mapping[str, object]
