@@ -141,6 +141,7 @@ def _pair(m: int, n: int, dtype: torch.dtype, chain: bool, selection: Selection)
 def cases(selection: Selection) -> Iterator[Case]:
     shapes = [shape for shape in selection.shapes if len(shape) == 2] if selection.shapes else SHAPES[selection.size]
     for m, n in shapes:
-        for dtype in (torch.float32,) if selection.size == "quick" else (torch.float32, torch.bfloat16):
+        both = selection.size == "full" or (selection.size == "default" and m * n < 1 << 24)  # the largest take minutes
+        for dtype in (torch.float32, torch.bfloat16) if both else (torch.float32,):
             for chain in (False, True):
                 yield from _pair(m, n, dtype, chain, selection)

@@ -20,7 +20,6 @@ from bigmodel_ext.bench.limits import Limit
 
 MIN_ROUND_S = 2e-3  # a candidate is repeated within a round until it fills this, so the clock's resolution is no matter
 LONG_CALL_S = 0.1  # a call of this length needs no untimed one before it
-MIN_ROUNDS = 3
 OUT = Path("bench-results")
 
 Call = Callable[[], object]
@@ -67,14 +66,16 @@ def _time(run: Call, repeats: int) -> float:
 
 
 def _seconds(run: Call) -> float:
-    """Of one call, roughly; the first may compile or allocate."""
-    run()
-    return max(_time(run, 1), 1e-7)
+    """Of one call, roughly; the first may compile or allocate, but a very long one is known well enough from it."""
+    first = _time(run, 1)
+    return first if first > 10 * LONG_CALL_S else max(_time(run, 1), 1e-7)
 
 
-def interleave(candidates: dict[str, Call], rounds: int = 21, budget_s: float | None = None) -> dict[str, list[float]]:
+def interleave(
+    candidates: dict[str, Call], rounds: int = 21, budget_s: float | None = None, min_rounds: int = 3
+) -> dict[str, list[float]]:
     """Seconds per call of each candidate in each round, A B C A B C ... With a budget the rounds end when it is spent,
-    but not before MIN_ROUNDS."""
+    but not before `min_rounds`."""
     rough = {name: _seconds(run) for name, run in candidates.items()}
     repeats = {name: max(1, int(MIN_ROUND_S / seconds)) for name, seconds in rough.items()}
     times: dict[str, list[float]] = {name: [] for name in candidates}
@@ -82,7 +83,7 @@ def interleave(candidates: dict[str, Call], rounds: int = 21, budget_s: float | 
     gc.disable()  # as timeit does: a collection in one candidate's turn is not that candidate's
     try:
         for done in range(rounds):
-            if budget_s is not None and done >= MIN_ROUNDS and time.perf_counter() - start > budget_s:
+            if budget_s is not None and done >= min_rounds and time.perf_counter() - start > budget_s:
                 break
             for name, run in candidates.items():
                 if rough[name] < LONG_CALL_S:
@@ -152,7 +153,12 @@ def _show(rows: list[dict[str, object]]) -> None:
 
 
 def run(
-    cases: Iterable[Case], name: str, rounds: int = 21, out: Path = OUT, budget_s: float | None = None
+    cases: Iterable[Case],
+    name: str,
+    rounds: int = 21,
+    out: Path = OUT,
+    budget_s: float | None = None,
+    min_rounds: int = 3,
 ) -> list[dict[str, object]]:
     """Verify, time and print every case; rows go to <out>/<machine>/<name>.csv as they come, and are returned."""
     rows: list[dict[str, object]] = []
@@ -160,7 +166,7 @@ def run(
     path = results.folder(out) / f"{name}.csv"
     for case in cases:
         case.verify()
-        done = _rows(case, interleave(case.candidates, rounds, budget_s), facts)
+        done = _rows(case, interleave(case.candidates, rounds, budget_s, min_rounds), facts)
         if done:
             rows += done
             _show(done)

@@ -43,13 +43,12 @@ def _verify(x: Tensor, weight: Tensor, bias: Tensor, ours: Call) -> None:
 
 
 def _case(m: int, n: int, k: int, cache: str, selection: Selection) -> Case:
-    copies = peers.copies(n * k) if cache == "cold" else 1
-    x, bias = torch.randn(m, k), torch.randn(n)
-    weights = [torch.randn(n, k) for _ in range(copies)]
-    ours = _ours(x, weights[0], bias)
-    verify = partial(_verify, x, weights[0], bias, ours)
-    run = rotating([ours, *(_ours(x, weight, bias) for weight in weights[1:])]) if copies > 1 else ours
-    found = peers.linear_peers(peers.INT8, selection, x, weights, bias)
+    x, weight, bias = torch.randn(m, k), torch.randn(n, k), torch.randn(n)
+    run = ours = _ours(x, weight, bias)
+    if cache == "cold":
+        run = rotating([ours, *(_ours(x, weight, bias) for _ in range(peers.copies(n * k) - 1))])
+    verify = partial(_verify, x, weight, bias, ours)
+    found = peers.linear_peers(peers.INT8, selection, x, weight, bias, cache)
     operations, traffic = 2.0 * m * n * k, float(n * k + 4 * m * (k + n))
     return Case(
         "int8_linear", f"M={m} N={n} K={k}", {"int8_linear": run, **found}, verify, operations, traffic,

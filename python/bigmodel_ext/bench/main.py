@@ -11,7 +11,7 @@ import torch
 
 from bigmodel_ext.bench import harness, host, peers, results
 from bigmodel_ext.bench.harness import Case
-from bigmodel_ext.bench.selection import BUDGET_S, MAX_ROUNDS, Selection
+from bigmodel_ext.bench.selection import BUDGET_S, MAX_ROUNDS, MIN_ROUNDS, Selection
 from bigmodel_ext.compress.measure import threads as on_threads
 
 SUITES = {
@@ -41,7 +41,7 @@ def run(suites: Sequence[str], selection: Selection, out: Path, threads: int = 1
         facts = host.facts()
         print(f"{facts['cpu']} · {facts['isa']} · {threads} thread(s) · torch {facts['torch']} · {facts['commit']}")
         for suite in suites:
-            if harness.run(cases(suite, selection), suite, rounds, out, budget_s):
+            if harness.run(cases(suite, selection), suite, rounds, out, budget_s, MIN_ROUNDS[selection.size]):
                 written.append(results.folder(out) / f"{suite}.csv")
     return written
 

@@ -207,17 +207,31 @@ def _keep_memory() -> bool:
         return False
 
 
-def _case(encoder: Encoder, selection: Selection, kept: bool) -> Case:
+@dataclass(frozen=True)
+class Built:
+    """An encoder's variants, verified."""
+
+    encoder: Encoder
+    dense: nn.Module
+    ids: Tensor
+    models: dict[str, nn.Module]
+    megabytes: dict[str, float]
+
+
+def _build(encoder: Encoder, selection: Selection) -> Built:
     dense = encoder.build()
     ids = torch.randint(0, 30000, (encoder.batch, encoder.tokens))
     models = _models(dense, ids, selection)
-    ours = tuple(variant.name for variant in OURS)
-    dtypes = {variant.name: variant.dtype for variant in (*OURS, *PEERS)}
+    return Built(encoder, dense, ids, models, {name: round(_megabytes(model), 3) for name, model in models.items()})
+
+
+def _case(built: Built, note: str = "") -> Case:
+    encoder = built.encoder
     return Case(
-        f"encoder {encoder.name}", f"{encoder.batch}x{encoder.tokens}{' memory kept' if kept else ''}",
-        {name: _call(model, ids) for name, model in models.items()}, lambda: None,  # verified above
-        limit=_limit(dense, ids), ours=ours, dtypes=dtypes,
-        megabytes={name: round(_megabytes(model), 1) for name, model in models.items()},
+        f"encoder {encoder.name}", f"{encoder.batch}x{encoder.tokens}{note}",
+        {name: _call(model, built.ids) for name, model in built.models.items()}, lambda: None,  # verified before
+        limit=_limit(built.dense, built.ids), ours=tuple(variant.name for variant in OURS),
+        dtypes={variant.name: variant.dtype for variant in (*OURS, *PEERS)}, megabytes=built.megabytes,
         extra={"m": encoder.batch * encoder.tokens},
     )  # fmt: skip
 
@@ -228,8 +242,9 @@ def cases(selection: Selection) -> Iterator[Case]:
     except peers.Missing as reason:
         peers.tell_once("suite model", reason)
         return
-    for encoder in ENCODERS[selection.size]:
-        yield _case(encoder, selection, kept=False)
+    every = [_build(encoder, selection) for encoder in ENCODERS[selection.size]]
+    for built in every:
+        yield _case(built)
     if selection.size != "quick" and _keep_memory():
-        for encoder in ENCODERS[selection.size]:
-            yield _case(encoder, selection, kept=True)
+        for built in every:
+            yield _case(built, " memory kept")

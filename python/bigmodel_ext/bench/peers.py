@@ -206,7 +206,7 @@ def torch_csr(x: Tensor, weight: Tensor, bias: Tensor) -> Call:
 class Peer:
     build: Callable[[Tensor, Tensor, Tensor], Call]
     dtype: str
-    weight_bytes: int
+    weight_bytes: float  # for each weight, zeros counted too
     needs: tuple[str, ...] = ()  # packages
 
 
@@ -216,7 +216,7 @@ LINEAR = {
     "oneDNN packed fp32": Peer(onednn_packed, "fp32", 4),
     "onnxruntime fp32": Peer(onnxruntime_fp32, "fp32", 4, ONNX),
     "torch bf16": Peer(torch_bf16, "bf16", 2),
-    "torch CSR": Peer(torch_csr, "fp32", 4),
+    "torch CSR": Peer(torch_csr, "fp32", 0.5),
     "torch dynamic x86": Peer(_dynamic("x86"), "int8", 1),
     "torch dynamic fbgemm": Peer(_dynamic("fbgemm"), "int8", 1),
     "torch dynamic onednn": Peer(_dynamic("onednn"), "int8", 1),
@@ -253,20 +253,21 @@ def check(name: str, run: Call, expected: Tensor, dtype: str) -> None:
 
 
 def linear_peers(
-    names: Sequence[str], selection: Selection, x: Tensor, weights: Sequence[Tensor], bias: Tensor
+    names: Sequence[str], selection: Selection, x: Tensor, weight: Tensor, bias: Tensor, cache: str = "warm"
 ) -> dict[str, Call]:
-    """The chosen ones of `names` that can be had, verified. With one weight each call uses it again; with more (all of
-    one shape) as many of them take turns as each peer needs for its own copies to leave the caches."""
-    expected = linear(x, weights[0], bias)
+    """The chosen ones of `names` that can be had, verified. Cold ones call copies of the weights in turn, as many as it
+    takes for each to have left the caches."""
+    torch.compiler.reset()  # a shape compiled before counts towards the number of recompilations otherwise
+    expected = linear(x, weight, bias)
     found: dict[str, Call] = {}
     for name in filter(selection.wants, names):
         peer = LINEAR[name]
         try:
-            run = peer.build(x, weights[0], bias)
+            run = peer.build(x, weight, bias)
             check(name, run, expected, peer.dtype)
-            if len(weights) > 1:
-                needed = min(len(weights), copies(peer.weight_bytes * weights[0].numel()))
-                run = rotating([run, *(peer.build(x, weight, bias) for weight in weights[1:needed])])
+            if cache == "cold":
+                more = range(copies(peer.weight_bytes * weight.numel()) - 1)
+                run = rotating([run, *(peer.build(x, weight.clone(), bias) for _ in more)])
             found[name] = run
         except Missing as reason:
             tell_once(name, reason)

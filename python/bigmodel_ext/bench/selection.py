@@ -7,7 +7,8 @@ from typing import Literal
 
 Size = Literal["quick", "default", "full"]
 MAX_ROUNDS: dict[Size, int] = {"quick": 7, "default": 21, "full": 21}
-BUDGET_S: dict[Size, float] = {"quick": 0.7, "default": 3.0, "full": 12.0}
+MIN_ROUNDS: dict[Size, int] = {"quick": 3, "default": 5, "full": 7}
+BUDGET_S: dict[Size, float] = {"quick": 0.7, "default": 2.0, "full": 10.0}
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ gops counts the dense product's operations ("effective"), real_gops those with s
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
 import torch
@@ -57,25 +57,28 @@ def _masked(n: int, k: int, sparsity: float) -> Tensor:
     return torch.where(torch.rand(n, k) >= sparsity, torch.randn(n, k), 0.0)
 
 
-def _unstructured(x: Tensor, weight: Tensor, bias: Tensor, panel: int) -> tuple[Call, int]:
-    """The call, and how many weights are stored."""
-    n = weight.shape[0]
-    values, crow, col = csr.pack(weight, panel=panel)
-    return lambda: F.sparse_linear(x, values, crow, col, bias, out_features=n, panel=panel), values.numel()
+def _cold(make: Callable[..., Call], packed: Sequence[Tensor]) -> Call:
+    """Calls that take turns over so many copies of the packed weights that none is still in a cache."""
+    size = sum(tensor.nbytes for tensor in packed)
+    return rotating([make(*(tensor.clone() for tensor in packed)) for _ in range(peers.copies(size))])
 
 
 def _fp32_case(m: int, n: int, k: int, sparsity: float, cache: str, selection: Selection) -> Case:
-    x, bias, panel = torch.randn(m, k), torch.randn(n), csr.panel_for(1 - sparsity)
-    # Cold: enough copies for the smallest form of the weights that is compared, which is ours.
-    copies = peers.copies(5 * (1 - sparsity) * n * k) if cache == "cold" else 1
-    weights = [_masked(n, k, sparsity) for _ in range(copies)]
-    ours, stored = _unstructured(x, weights[0], bias, panel)
-    run = rotating([ours, *(_unstructured(x, w, bias, panel)[0] for w in weights[1:])]) if copies > 1 else ours
-    found = peers.linear_peers(peers.FP32, selection, x, weights, bias)
+    x, weight, bias = torch.randn(m, k), _masked(n, k, sparsity), torch.randn(n)
+    panel = csr.panel_for(1 - sparsity)
+    packed = csr.pack(weight, panel=panel)
+
+    def make(values: Tensor, crow: Tensor, col: Tensor) -> Call:
+        return lambda: F.sparse_linear(x, values, crow, col, bias, out_features=n, panel=panel)
+
+    ours = make(*packed)
+    run = _cold(make, packed) if cache == "cold" else ours
+    stored = packed[0].numel()
+    found = peers.linear_peers(peers.FP32, selection, x, weight, bias, cache)
     real, traffic = 2.0 * m * stored, 5.0 * stored + 4.0 * m * (k + n)
     return Case(
         "sparse_linear", f"M={m} N={n} K={k} {sparsity:.0%}", {"sparse_linear": run, **found},
-        partial(_close_call, ours, partial(tF.linear, x, weights[0], bias)),
+        partial(_close_call, ours, partial(tF.linear, x, weight, bias)),
         operations=2.0 * m * n * k, bytes=traffic, real_operations=real,
         limit=limits.linear("fp32", real, traffic, cache), cache=cache,
         dtypes={name: peers.LINEAR[name].dtype for name in found},
@@ -89,26 +92,34 @@ def _block_weight(n: int, k: int, sparsity: float) -> Tensor:
     return torch.where(keep, torch.randint(-127, 128, (n, -(-k // 4), 4)), 0).flatten(1)[:, :k].to(torch.int8)
 
 
-def _int8_case(m: int, n: int, k: int, sparsity: float, selection: Selection) -> Case:
+def _int8_case(m: int, n: int, k: int, sparsity: float, cache: str, selection: Selection) -> Case:
     x, scale, bias, panel = torch.randn(m, k), torch.rand(n), torch.randn(n), csr.panel_for(1 - sparsity)
     weight = _block_weight(n, k, sparsity)
-    values, crow, col, row_sum = block.pack(weight, panel)
-    args = (x, values, crow, col, scale, row_sum, bias)
-    dense, packed = weight * scale[:, None], int8.pack(weight)
+    packed = block.pack(weight, panel)
+    values, _, col, _ = packed
+
+    def make(values: Tensor, crow: Tensor, col: Tensor, row_sum: Tensor) -> Call:
+        return lambda: F.int8_sparse_linear(x, values, crow, col, scale, row_sum, bias, panel=panel)
+
+    def make_dense(weight: Tensor) -> Call:
+        return lambda: F.int8_linear(x, weight, scale, bias)
+
+    ours = make(*packed)
 
     def verify() -> None:
-        ours = F.int8_sparse_linear(*args, panel=panel)
-        assert torch.equal(ours, _reference.int8_sparse_linear(*args, panel)), "differs from the reference"
+        expected = _reference.int8_sparse_linear(x, *packed[:3], scale, packed[3], bias, panel)
+        assert torch.equal(torch.as_tensor(ours()), expected), "int8_sparse_linear differs from the reference"
 
-    candidates: dict[str, Call] = {"int8_sparse_linear": lambda: F.int8_sparse_linear(*args, panel=panel)}
+    candidates = {"int8_sparse_linear": _cold(make, packed) if cache == "cold" else ours}
     if selection.wants("int8_linear"):
-        candidates["int8_linear"] = lambda: F.int8_linear(x, packed, scale, bias)
-    candidates |= peers.linear_peers(peers.INT8, selection, x, [dense], bias)
+        dense = int8.pack(weight)
+        candidates["int8_linear"] = _cold(make_dense, (dense,)) if cache == "cold" else make_dense(dense)
+    candidates |= peers.linear_peers(peers.INT8, selection, x, weight * scale[:, None], bias, cache)
     real, traffic = 2.0 * m * values.numel(), 5.0 * col.numel() + 4.0 * m * (k + n)
     return Case(
         "int8_sparse_linear", f"M={m} N={n} K={k} 1x4 {sparsity:.0%}", candidates, verify,
         operations=2.0 * m * n * k, bytes=traffic, real_operations=real,
-        limit=limits.linear("int8", real, traffic),
+        limit=limits.linear("int8", real, traffic, cache), cache=cache,
         dtypes={name: peers.LINEAR[name].dtype if name in peers.LINEAR else "int8" for name in candidates},
         extra={"m": m, "n": n, "k": k, "sparsity": sparsity, "dtype": "int8", "panel": panel},
     )  # fmt: skip
@@ -145,11 +156,10 @@ def _training_case(m: int, n: int, k: int, sparsity: float) -> Case:
 
 def cases(selection: Selection) -> Iterator[Case]:
     with torch.inference_mode():
-        for m, n, k, sparsity in _chosen(selection):
-            yield _fp32_case(m, n, k, sparsity, "warm", selection)
-            if m == 1 and n * k > COLD_BYTES and sparsity >= 0.5:
-                yield _fp32_case(m, n, k, sparsity, "cold", selection)
-        for m, n, k, sparsity in _chosen(selection):
-            yield _int8_case(m, n, k, sparsity, selection)
+        for make in (_fp32_case, _int8_case):
+            for m, n, k, sparsity in _chosen(selection):
+                yield make(m, n, k, sparsity, "warm", selection)
+                if m == 1 and n * k > COLD_BYTES and sparsity >= 0.5:
+                    yield make(m, n, k, sparsity, "cold", selection)
     for sparsity in () if selection.shapes else TRAINING[selection.size]:
         yield _training_case(128, *MAIN, sparsity)
