@@ -29,8 +29,8 @@ def rows_of(out, suite):
 @pytest.mark.parametrize(
     ("suite", "argv", "names"),
     [
-        ("int8", ("--shapes", "4x32x64", "--peers", "torch fp32,bf16"), {"torch fp32", "torch bf16"}),
-        ("sparse", ("--shapes", "4x32x64", "--peers", "torch fp32,int8_linear"), {"torch fp32", "int8_linear"}),
+        ("int8", ("--shapes", "8x256x512", "--peers", "torch fp32,bf16"), {"torch fp32", "torch bf16"}),
+        ("sparse", ("--shapes", "8x256x512", "--peers", "torch fp32,int8_linear"), {"torch fp32", "int8_linear"}),
         ("dropout", ("--shapes", "64x256", "--peers", "eager,memcpy"), {"torch eager", "memcpy"}),
         ("overhead", (), {"torch fp32", "torch fp32, no bias"}),
     ],
@@ -47,7 +47,9 @@ def test_a_suite_writes_complete_rows(tmp_path, capsys, suite, argv, names):
         assert row["rounds"] == "2"
         assert row["threads"] == "1"
         if suite != "overhead" and _native.active_isa() != "scalar":
-            assert float(row["limit_percent"]) > 0
+            assert float(row["limit_us"]) > 0
+            assert row["limit"]
+            assert row["limit_percent"]
     text = capsys.readouterr().out
     assert f"{suite}.csv" in text
     assert rows[0]["shape"] in text
