@@ -12,7 +12,7 @@ README = Path(__file__).parent.parent / "README.md"
 BEGIN, END = "<!-- figures: written by `make figures` from bench/results -->", "<!-- end of figures -->"
 
 Rows = list[dict[str, str]]
-PLAIN = ("torch fp32", "torch eager")
+PLAIN = ("torch fp32", "torch float32", "torch eager")
 CSR = "torch CSR"  # sparse, with a column of its own
 NO_PEER = ("memcpy", "torch fp32, no bias", CSR)  # a limit, another function
 TITLES = {
@@ -53,6 +53,10 @@ def best(peers: dict[str, dict[str, str]], same_dtype: bool = True) -> dict[str,
     return min(rows, key=speedup, default=None)
 
 
+def bfloat16(peers: dict[str, dict[str, str]]) -> dict[str, str] | None:
+    return peers.get("torch bf16") or peers.get("torch bfloat16")
+
+
 def cell(row: dict[str, str] | None, named: bool = False) -> str:
     if row is None:
         return ""
@@ -88,7 +92,7 @@ def _line(peers: dict[str, dict[str, str]]) -> tuple[str, ...]:
     limit = f"{float(row['limit_percent']):.0f} %" if row["limit_percent"] else ""
     shape = row["shape"] + (" cold" if row["cache"] == "cold" else "")
     return (
-        row["op"], shape, cell(plain), cell(other, named=True), cell(peers.get("torch bf16")), cell(peers.get(CSR)),
+        row["op"], shape, cell(plain), cell(other, named=True), cell(bfloat16(peers)), cell(peers.get(CSR)),
         cell(peers.get("memcpy")), limit,
     )  # fmt: skip
 
@@ -110,7 +114,7 @@ def model_table(rows: Rows) -> list[str]:
         )
         lines.append((
             f"{row['op'].removeprefix('encoder ')} {row['shape']}", row["ours"], cell(peers.get(PLAIN[0])),
-            cell(peers.get("torch bf16")), cell(dynamic), f"{float(row['limit_percent']):.0f} %", small,
+            cell(bfloat16(peers)), cell(dynamic), f"{float(row['limit_percent']):.0f} %", small,
         ))  # fmt: skip
     header = ("encoder", "ours", "torch float32", "torch bfloat16", "torch's best dynamic int8", "of the limit", "size")
     return _markdown(header, lines)

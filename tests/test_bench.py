@@ -244,10 +244,12 @@ def test_rows_measured_again_replace_the_old_ones(tmp_path):
 
 
 def test_old_style_run(tmp_path):
-    case = Case("op", "1x1", {"ours": lambda: None, "peer": lambda: None}, lambda: None, operations=2.0, bytes=4.0)
+    candidates = {"ours": lambda: None, "peer": lambda: None, "torch bfloat16": lambda: None}
+    case = Case("op", "1x1", candidates, lambda: None, operations=2.0, bytes=4.0)
     rows = harness.run([case], "mine", rounds=2, out=tmp_path)
-    assert [row["peer"] for row in rows] == ["peer"]
-    assert len(rows_of(tmp_path, "mine")) == 1
+    assert [(row["peer"], row["peer_dtype"]) for row in rows] == [("peer", ""), ("torch bfloat16", "bf16")]
+    assert len(rows_of(tmp_path, "mine")) == 2
+    assert "1x1" in readme.render(tmp_path)
 
 
 def test_parse_shapes():

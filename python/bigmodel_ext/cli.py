@@ -163,7 +163,7 @@ def _bench(args: argparse.Namespace) -> int:
     try:
         for path in bench.run(args.suites or tuple(bench.SUITES), selection, args.out, args.threads):
             print(f"rows: {path}")
-    except (AssertionError, RuntimeError, OSError) as error:
+    except (ArithmeticError, AssertionError, RuntimeError, OSError) as error:
         print(f"bigmodel bench: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 1
     return 0

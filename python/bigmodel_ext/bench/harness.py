@@ -101,12 +101,18 @@ def ratio(other: list[float], ours: list[float]) -> Ratio:
     return Ratio(statistics.median(ratios), cuts[0], cuts[-1])
 
 
+def _dtype(case: Case, name: str) -> str:
+    """What a candidate computes in: as the case says, or as its name does; "" if neither tells."""
+    told = {"bf16": "bf16", "bfloat16": "bf16", "fp32": "fp32", "float32": "fp32"}
+    return case.dtypes.get(name) or next((dtype for word, dtype in told.items() if word in name), "")
+
+
 def _shared(case: Case, ours: str, us: float) -> dict[str, object]:
     """What the rows of one of ours have in common."""
     real = case.real_operations or case.operations
     found: dict[str, object] = {
         "load": round(host.load(), 2), "op": case.op, "shape": case.shape, "cache": case.cache, "ours": ours,
-        "dtype": case.dtypes.get(ours, ""), "ours_us": round(us, 2), "ours_mb": case.megabytes.get(ours, ""),
+        "dtype": _dtype(case, ours), "ours_us": round(us, 2), "ours_mb": case.megabytes.get(ours, ""),
         "gops": round(case.operations / us / 1e3, 2), "real_gops": round(real / us / 1e3, 2),
         "gbps": round(case.bytes / us / 1e3, 2), "bytes": int(case.bytes), **case.extra,
     }  # fmt: skip
@@ -127,7 +133,7 @@ def _rows(case: Case, times: dict[str, list[float]], facts: dict[str, object]) -
         for peer in [name for name in case.candidates if name not in ours_names]:
             r = ratio(times[peer], times[ours])
             rows.append({
-                **facts, **shared, "rounds": len(times[ours]), "peer": peer, "peer_dtype": case.dtypes.get(peer, ""),
+                **facts, **shared, "rounds": len(times[ours]), "peer": peer, "peer_dtype": _dtype(case, peer),
                 "peer_us": round(statistics.median(times[peer]) * 1e6, 2), "peer_mb": case.megabytes.get(peer, ""),
                 "speedup": round(r.median, 3), "p20": round(r.p20, 3), "p80": round(r.p80, 3),
             })  # fmt: skip
