@@ -177,4 +177,5 @@ def run(
             rows += done
             _show(done)
             results.update(path, done)
+        del case  # its weights, before the next case makes its own
     return rows

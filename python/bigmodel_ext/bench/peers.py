@@ -208,6 +208,7 @@ class Peer:
     dtype: str
     weight_bytes: float  # for each weight, zeros counted too
     needs: tuple[str, ...] = ()  # packages
+    compiles: bool = False  # for seconds, each shape anew
 
 
 ONNX = ("onnx", "onnxruntime")
@@ -221,8 +222,8 @@ LINEAR = {
     "torch dynamic fbgemm": Peer(_dynamic("fbgemm"), "int8", 1),
     "torch dynamic onednn": Peer(_dynamic("onednn"), "int8", 1),
     "oneDNN qlinear u8": Peer(onednn_qlinear, "int8", 1),
-    "torch _int_mm": Peer(torch_int_mm, "int8", 1),
-    "torchao int8": Peer(torchao_int8, "int8", 1, ("torchao",)),
+    "torch _int_mm": Peer(torch_int_mm, "int8", 1, compiles=True),
+    "torchao int8": Peer(torchao_int8, "int8", 1, ("torchao",), compiles=True),
     "onnxruntime int8": Peer(onnxruntime_int8, "int8", 1, ONNX),
 }
 INT8 = tuple(name for name in LINEAR if name != "torch CSR")
@@ -263,6 +264,8 @@ def linear_peers(
     for name in filter(selection.wants, names):
         peer = LINEAR[name]
         try:
+            if peer.compiles and selection.size == "quick" and not selection.peers:
+                raise Missing("it compiles too long for --quick; ask for it by --peers")
             run = peer.build(x, weight, bias)
             check(name, run, expected, peer.dtype)
             if cache == "cold":
