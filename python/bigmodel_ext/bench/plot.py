@@ -19,7 +19,8 @@ SERIES = (OURS, PEER, "#8a63b0", "#6a9a6a")
 STYLE: dict[Any, Any] = {
     "font.size": 10, "axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": PALE,
     "axes.titlelocation": "left", "axes.titlesize": 11, "axes.titleweight": "bold", "xtick.color": INK,
-    "ytick.color": INK, "axes.labelcolor": INK, "legend.frameon": False, "legend.fontsize": 9,
+    "ytick.color": INK, "axes.labelcolor": INK, "legend.frameon": False, "legend.fontsize": 8.5,
+    "legend.title_fontsize": 8.5,
 }  # fmt: skip
 CSR = "torch CSR"
 NO_DENSE = (CSR, "memcpy")  # peers that are not dense layers
@@ -54,6 +55,11 @@ def _figure(width: float, height: float, panels: int, title: str) -> tuple[Any, 
     return figure, list(figure.subplots(1, panels, squeeze=False)[0])
 
 
+def _legend_below(axes: Axes, title: str) -> None:
+    """Where it can't cover a point."""
+    axes.legend(loc="upper left", bbox_to_anchor=(0.0, -0.16), title=title, alignment="left", borderpad=0)
+
+
 def _where(row: dict[str, str]) -> str:
     return f"{row['cpu']}, {row['isa']}, {row['threads']} thread(s), {row['date']} ({row['commit']})"
 
@@ -72,11 +78,10 @@ def _roof(axes: Axes, rows: Rows) -> None:
     peak, memory = (max(float(row[name]) for row in rows) for name in ("peak_gops", "memory_gbps"))
     xs = [float(row["real_gops"]) / float(row["gbps"]) for row in rows]
     low, high = min([*xs, peak / memory / 8]) / 2, max([*xs, peak / memory]) * 2
-    axes.plot([low, peak / memory, high], [low * memory, peak, peak], color=INK, lw=1.2)
-    note: dict[str, Any] = {"textcoords": "offset points", "fontsize": 9, "color": INK, "ha": "right"}
-    axes.annotate(f"measured peak {peak:.0f} GOPS", (high, peak), xytext=(0, 4), **note)
-    middle = (low * peak / memory) ** 0.5
-    axes.annotate(f"from memory, {memory:.0f} GB/s", (middle, middle * memory), xytext=(-6, 4), **note)
+    axes.plot(
+        [low, peak / memory, high], [low * memory, peak, peak], color=INK, lw=1.2,
+        label=f"measured: {peak:.0f} GOPS, {memory:.0f} GB/s from memory",
+    )  # fmt: skip
     axes.set(xscale="log", yscale="log")
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
@@ -99,7 +104,7 @@ def roofline(folder: Path, path: Path) -> bool:
     shown = [dtype for dtype in panels if by_dtype[dtype]]
     if not shown:
         return False
-    figure, axes = _figure(5.2 * len(shown), 4.2, len(shown), _where(rows[0]))
+    figure, axes = _figure(5.2 * len(shown), 5.0, len(shown), _where(rows[0]))
     for one, dtype in zip(axes, shown, strict=True):
         _roof(one, by_dtype[dtype])
         ops = dict.fromkeys((row["op"], row["cache"]) for row in by_dtype[dtype])
@@ -107,7 +112,7 @@ def roofline(folder: Path, path: Path) -> bool:
             chosen = [row for row in by_dtype[dtype] if (row["op"], row["cache"]) == (op, cache)]
             _points(one, chosen, f"{op}, {cache} weights", color, marker)
         one.set_title(panels[dtype])
-        one.legend(loc="lower right")
+        _legend_below(one, "points above the slope: weights in a cache")
     figure.savefig(path)
     return True
 
@@ -161,8 +166,7 @@ def _sparsity_panel(axes: Axes, rows: Rows, dtype: str, title: str) -> None:
     axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}x"))
     axes.yaxis.set_minor_formatter(NullFormatter())
     axes.set(xlabel="weights that are zero (%)", ylabel="times as fast (log scale)", title=title)
-    axes.legend(loc="upper left", title="against", alignment="left")
-    axes.set_ylim(top=axes.get_ylim()[1] * 3)  # room for the legend
+    _legend_below(axes, "against")
 
 
 def sparsity(folder: Path, path: Path) -> bool:
@@ -180,7 +184,7 @@ def sparsity(folder: Path, path: Path) -> bool:
         panels.append((chosen, dtype, f"{name}, M={shape[0]} N={shape[1]} K={shape[2]}"))
     if not panels:
         return False
-    figure, axes = _figure(5.2 * len(panels), 4.2, len(panels), _where(rows[0]))
+    figure, axes = _figure(5.2 * len(panels), 4.8, len(panels), _where(rows[0]))
     for one, (chosen, dtype, title) in zip(axes, panels, strict=True):
         _sparsity_panel(one, chosen, dtype, title)
     figure.savefig(path)
@@ -213,13 +217,26 @@ def dropout(folder: Path, path: Path) -> bool:
         shapes = _bandwidths([row for row in rows if row["op"] == op])
         for i, (name, color) in enumerate(names.items()):
             values = [figures.get(name, 0.0) for figures in shapes.values()]
+            if not any(values):
+                continue
             places = [j + (i - 1.5) * 0.2 for j in range(len(shapes))]
-            bars = one.barh(places, values, height=0.18, color=color, label=name)
-            one.bar_label(bars, [f"{v:.3g}" if v else "" for v in values], padding=2, fontsize=7.5, color=INK)
+            there = [(value, place) for value, place in zip(values, places, strict=True) if value]
+            one.plot(*zip(*there, strict=True), ls="", marker="o", ms=6, color=color, label=name)
+            for value, place in there:
+                at: dict[str, Any] = {
+                    "xytext": (6, 0),
+                    "textcoords": "offset points",
+                    "va": "center",
+                    "fontsize": 7.5,
+                    "color": INK,
+                }
+                one.annotate(f"{value:.3g}", (value, place), **at)
         one.set_yticks(range(len(shapes)), list(shapes))
-        one.invert_yaxis()
         one.set_xscale("log")
         one.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
+        for j in range(len(shapes)):
+            one.axhspan(j - 0.44, j + 0.44, color="#f1f3f5", lw=0, zorder=0)
+        one.set_ylim(len(shapes) - 0.4, -0.6)
         one.set_xlim(right=one.get_xlim()[1] * 1.6)
         one.set(xlabel="GB/s read and written (log scale)", title=f"{op}, forward")
     axes[-1].legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
