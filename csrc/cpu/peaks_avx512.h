@@ -2,10 +2,11 @@
 // measured is that instruction and no compiler's choice. `iterations` is counted down.
 #pragma once
 
-#define BIGMODEL_EACH_OF_24(I)                                                                                   \
-  I("0")                                                                                                         \
-  I("1") I("2") I("3") I("4") I("5") I("6") I("7") I("8") I("9") I("10") I("11") I("12") I("13") I("14") I("15") \
-      I("16") I("17") I("18") I("19") I("20") I("21") I("22") I("23")
+#define BIGMODEL_EIGHT(I, a, b, c, d, e, f, g, h) I(a) I(b) I(c) I(d) I(e) I(f) I(g) I(h)
+#define BIGMODEL_EACH_OF_24(I)                                    \
+  BIGMODEL_EIGHT(I, "0", "1", "2", "3", "4", "5", "6", "7")       \
+  BIGMODEL_EIGHT(I, "8", "9", "10", "11", "12", "13", "14", "15") \
+  BIGMODEL_EIGHT(I, "16", "17", "18", "19", "20", "21", "22", "23")
 #define BIGMODEL_CLEAR(r) "vpxorq %%zmm" r ", %%zmm" r ", %%zmm" r "\n\t"
 #define BIGMODEL_PEAK_LOOP(instruction)                                                                             \
   __asm__ volatile(BIGMODEL_EACH_OF_24(BIGMODEL_CLEAR) BIGMODEL_CLEAR("30") BIGMODEL_CLEAR(                         \
