@@ -8,7 +8,7 @@ OP_TESTS := tests/test_quantize_rows.py tests/test_int8_mm.py tests/test_int8_li
   tests/test_fused_dropout_norm.py tests/test_philox.py tests/test_formats.py
 SOURCES := $(shell find csrc python -type f -not -name '*.pyc' 2>/dev/null) CMakeLists.txt pyproject.toml
 
-.PHONY: demo build test gpu-check figures test-isa test-long test-install test-wheel asan bench lint format hooks clean
+.PHONY: demo build test gpu-check figures test-isa test-long test-install test-wheel asan bench plot lint format hooks clean
 .DELETE_ON_ERROR:
 
 # Torch first and pinned: a plain `torch` pulls gigabytes of CUDA on Linux.
@@ -70,16 +70,22 @@ asan: $(VENV)/.deps
 	PYTHONPATH=build/asan-site ASAN_OPTIONS=detect_leaks=0 LD_PRELOAD=$$($(CXX) -print-file-name=libasan.so) \
 	  $(BIN)/python -m pytest -m "not long" -k "not compile" $(OP_TESTS)
 
-# Nothing else may run meanwhile.
-bench: build
-	$(BIN)/python -m bench.bench_int8
-	$(BIN)/python -m bench.bench_sparse
-	$(BIN)/python -m bench.bench_dropout --quick
-	$(BIN)/python -m bench.bench_overhead
+# What `make bench` compares with; not needed by anything else.
+$(VENV)/.peers: $(VENV)/.deps
+	$(BIN)/pip install --quiet --disable-pip-version-check onnx onnxruntime torchao transformers matplotlib
+	touch $@
 
-# The README's table, from the rows that `make bench` wrote.
-figures: $(VENV)/.deps
+# Nothing else may run meanwhile. BENCH_ARGS="int8 --full" for other suites and sizes.
+bench: build $(VENV)/.peers
+	$(BIN)/bigmodel bench --out bench/results $(BENCH_ARGS)
+
+# PNGs and the README's tables, from the rows that `make bench` wrote.
+plot: build $(VENV)/.peers
+	$(BIN)/bigmodel bench --plot --out bench/results
+
+figures: build
 	$(BIN)/python -m bench.readme
+
 # For a machine with a GPU: uses PYTHON's own torch and downloads nothing. GPU_CHECK_ARGS=--dry-run needs no GPU.
 RESULTS_DIR ?= runs/gpu-check
 gpu-check:

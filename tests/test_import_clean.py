@@ -6,7 +6,10 @@ import sys
 
 import pytest
 
-OPTIONAL = ("triton", "kornia", "torch_pruning", "sklearn", "matplotlib", "rich", "torchvision")
+OPTIONAL = (
+    "triton", "kornia", "torch_pruning", "sklearn", "matplotlib", "rich", "torchvision", "onnxruntime",
+    "torchao", "transformers",
+)  # fmt: skip
 
 
 def python(code: str, **env: str) -> subprocess.CompletedProcess[str]:

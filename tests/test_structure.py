@@ -87,5 +87,12 @@ def test_isa_objects_share_no_code():
         assert not weak, f"{path.name}: {weak[:5]}"
 
 
+def test_only_the_command_line_imports_the_benchmarks():
+    users = {str(p.relative_to(PACKAGE)) for p in PYTHON if any(m.split(".")[0] == "bench" for m in own_imports(p))}
+    assert {user for user in users if not user.startswith("bench/")} == {"cli.py"}
+    imported = {m.module for m in ast.parse((PACKAGE / "cli.py").read_text()).body if isinstance(m, ast.ImportFrom)}
+    assert not [m for m in imported if m and "bench" in m], "only inside its function"
+
+
 def test_nothing_imports_tests():
     assert not [p for p in PYTHON if re.search(r"^\s*(from|import)\s+tests\b", p.read_text(), re.M)]

@@ -13,6 +13,7 @@ void register_int8_linear(py::module_& m);
 void register_int8_mm(py::module_& m);
 void register_fused_dropout(py::module_& m);
 void register_fused_dropout_norm(py::module_& m);
+void register_peaks(py::module_& m);
 void register_quantize_rows(py::module_& m);
 void register_int8_sparse_linear(py::module_& m);
 void register_sparse_linear(py::module_& m);
@@ -40,6 +41,7 @@ PYBIND11_MODULE(_C, m) {
   register_int8_mm(m);
   register_fused_dropout(m);
   register_fused_dropout_norm(m);
+  register_peaks(m);
   register_quantize_rows(m);
   register_int8_sparse_linear(m);
   register_sparse_linear(m);

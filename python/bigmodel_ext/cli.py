@@ -1,4 +1,4 @@
-"""The command line: ``bigmodel compress`` and ``bigmodel info``.
+"""The command line: ``bigmodel compress``, ``bigmodel bench`` and ``bigmodel info``.
 
 Exit codes: 0 done, 1 the job failed, 2 wrong usage, 130 stopped by Ctrl-C. Errors are one line on standard error.
 """
@@ -33,7 +33,7 @@ class _Parser(argparse.ArgumentParser):
 
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="bigmodel", description="Compressed PyTorch models that are smaller and faster.")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="{compress,info}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="{compress,bench,info}")
     compress = commands.add_parser("compress", help="train a model, compress it, save and check it, and report")
     compress.add_argument("--task", required=True, help="what to train on (digits)")
     compress.add_argument("--out", required=True, type=Path, help="folder for model, report and plots")
@@ -46,9 +46,27 @@ def _parser() -> argparse.ArgumentParser:
         "--quick", action="store_true", help="a few seconds, to see that it runs; accuracies mean nothing"
     )
     compress.set_defaults(run=_compress)
+    _add_bench(commands.add_parser("bench", help="time ours against other packages' kernels on this machine"))
     info = commands.add_parser("info", help="versions, instruction set, threads, backends")
     info.set_defaults(run=_info)
     return parser
+
+
+def _add_bench(bench: argparse.ArgumentParser) -> None:
+    bench.add_argument("suites", nargs="*", metavar="SUITE", help="see --list (default: all)")
+    size = bench.add_mutually_exclusive_group()
+    size.add_argument("--quick", action="store_true", help="a few shapes, about a minute")
+    size.add_argument("--full", action="store_true", help="every shape, hours")
+    bench.add_argument("--peers", default="", help="parts of the names of those to time, as onnx,torch (default: all)")
+    bench.add_argument(
+        "--shapes", default="", help="MxNxK or NxK, or ROWSxFEATURES of a dropout, instead of the suite's"
+    )
+    bench.add_argument("--threads", type=int, default=1, help="(%(default)s)")
+    bench.add_argument("--rounds", type=int, help="of every case (default: as many as its time allows)")
+    bench.add_argument("--out", type=Path, default=Path("bench-results"), help="folder for the CSV files (%(default)s)")
+    bench.add_argument("--plot", action="store_true", help="only draw what the CSV files in --out hold")
+    bench.add_argument("--list", action="store_true", help="only list suites and peers")
+    bench.set_defaults(run=_bench)
 
 
 def _require_packages() -> None:
@@ -117,6 +135,51 @@ def _show(report: Mapping[str, Any], out: Path) -> None:
     for line in verdict(report):
         print(line)
     print(f"report: {out / 'report.md'}   ({report['seconds']:.0f} s)")
+
+
+def _bench(args: argparse.Namespace) -> int:
+    from bigmodel_ext.bench import main as bench
+    from bigmodel_ext.bench.selection import Selection, Size, parse_shapes
+
+    unknown = [name for name in args.suites if name not in bench.SUITES]
+    if unknown:
+        raise UsageError(f"SUITE must be one of {', '.join(bench.SUITES)}, got {unknown[0]!r}")
+    for name in ("threads", "rounds"):
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            raise UsageError(f"--{name} must be at least 1, got {value}")
+    try:
+        shapes = parse_shapes(args.shapes) if args.shapes else ()
+    except ValueError as error:
+        raise UsageError(f"--shapes {error}") from error
+    if args.list:
+        bench.show_list()
+        return 0
+    if args.plot:
+        return _plot(args.out)
+    size: Size = "quick" if args.quick else "full" if args.full else "default"
+    wanted = tuple(part.strip() for part in args.peers.split(",") if part.strip())
+    selection = Selection(size, wanted, shapes, args.rounds)
+    try:
+        for path in bench.run(args.suites or tuple(bench.SUITES), selection, args.out, args.threads):
+            print(f"rows: {path}")
+    except (ArithmeticError, AssertionError, RuntimeError, OSError) as error:
+        print(f"bigmodel bench: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _plot(out: Path) -> int:
+    if importlib.util.find_spec("matplotlib") is None:
+        raise UsageError("bench --plot needs matplotlib: pip install 'bigmodel_ext[bench]'")
+    from bigmodel_ext.bench import plot
+
+    drawn = plot.draw(out)
+    for path in drawn:
+        print(f"drawn: {path}")
+    if not drawn:
+        print(f"bigmodel bench: error: no rows to draw below {out}", file=sys.stderr)
+    return 0 if drawn else 1
 
 
 def _info(args: argparse.Namespace) -> int:
