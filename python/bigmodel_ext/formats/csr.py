@@ -13,7 +13,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from bigmodel_ext._reference import panel_rows_columns, sparse_to_dense
+from bigmodel_ext._reference import order_rows, panel_rows_columns, sparse_to_dense
 
 PANEL = 128
 WIDE_PANEL = 256
@@ -54,11 +54,34 @@ def pack(weight: Tensor, mask: Tensor | None = None, panel: int = PANEL) -> tupl
     return cut[kept], crow, col
 
 
+def sort_rows(values: Tensor, crow: Tensor, col: Tensor, out_features: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """What :func:`pack` returned -> (values, crow, col, order): the rows of each block and panel by their number of
+    entries, which is what the kernels run fastest on."""
+    n, block = out_features, order_rows(out_features)
+    counts = crow.diff().long()
+    segments = torch.arange(counts.shape[0], device=crow.device)
+    blocks = segments // max(n, 1) * -(-n // block) + segments % max(n, 1) // block
+    place = (blocks * (WIDE_PANEL + 1) + counts).argsort(stable=True)
+    ends = counts[place].cumsum(0)
+    sorted_crow = torch.cat([crow[:1], ends.to(torch.int32)])
+    # Entry i of the sorted matrix was as far behind its row's beginning as it is now.
+    entries = torch.arange(col.shape[0], device=crow.device)
+    entries += torch.repeat_interleave(crow[:-1].long()[place] - (ends - counts[place]), counts[place])
+    order = (place % max(n, 1) % block).to(torch.int16)
+    return values[entries], sorted_crow, col[entries], order
+
+
 def unpack(
-    values: Tensor, crow: Tensor, col: Tensor, out_features: int, in_features: int, panel: int = PANEL
+    values: Tensor,
+    crow: Tensor,
+    col: Tensor,
+    out_features: int,
+    in_features: int,
+    panel: int = PANEL,
+    order: Tensor | None = None,
 ) -> Tensor:
-    """The inverse of :func:`pack`: dense [N,K]."""
-    return sparse_to_dense(values, crow, col, out_features, in_features, panel)
+    """The inverse of :func:`pack`, and of :func:`sort_rows` after it: dense [N,K]."""
+    return sparse_to_dense(values, crow, col, out_features, in_features, panel, order)
 
 
 def mask_of(crow: Tensor, col: Tensor, out_features: int, in_features: int, panel: int = PANEL) -> Tensor:

@@ -19,6 +19,7 @@ def sparse_linear(
     *,
     out_features: int,
     panel: int,
+    order: Tensor | None = None,
 ) -> Tensor:
     """A linear layer that stores and multiplies only some of its weights: ``y = x @ W.T + bias``.
 
@@ -30,6 +31,7 @@ def sparse_linear(
         bias: [N], any floating dtype.
         out_features: N.
         panel: columns to a panel, as packed.
+        order: int16, if the rows were sorted by ``formats.csr.sort_rows`` (faster).
 
     Returns:
         [..., N] in x's dtype; sums are float32.
@@ -39,7 +41,7 @@ def sparse_linear(
         ValueError: shapes do not match.
     """
     op = _sparse_linear if compiling() else _sparse_linear._op
-    return op(x, values, crow, col, bias, out_features, panel)
+    return op(x, values, crow, col, bias, out_features, panel, order)
 
 
 def int8_sparse_linear(
@@ -52,6 +54,7 @@ def int8_sparse_linear(
     bias: Tensor | None = None,
     *,
     panel: int,
+    order: Tensor | None = None,
 ) -> Tensor:
     """:func:`int8_linear` with weights in blocks of 1x4 of which only non-zero ones are stored.
 
@@ -61,6 +64,7 @@ def int8_sparse_linear(
         weight_scale: float32 [N].
         bias: [N], any floating dtype.
         panel: blocks to a panel, as packed.
+        order: int16, if the rows were sorted by ``formats.csr.sort_rows`` (faster).
 
     Returns:
         [..., N] in x's dtype; equal to :func:`int8_linear` on the same weights, bit for bit.
@@ -70,4 +74,4 @@ def int8_sparse_linear(
         ValueError: shapes do not match, or K exceeds 131071.
     """
     op = _int8_sparse_linear if compiling() else _int8_sparse_linear._op
-    return op(x, values, crow, col, weight_scale, row_sum, bias, panel)
+    return op(x, values, crow, col, weight_scale, row_sum, bias, panel, order)
