@@ -14,15 +14,12 @@ struct Math {
   static Vector load_sum(const char* from) { return _mm512_loadu_si512(from); }
   static void store_sum(char* to, Vector sum) { _mm512_storeu_si512(to, sum); }
   static Vector plus(Vector a, Vector b) { return _mm512_add_epi32(a, b); }
-  static Vector take(Vector values, int j) { return _mm512_permutexvar_epi32(_mm512_set1_epi32(j), values); }
+  static Vector take(Vector values, __m512i lane) { return _mm512_permutexvar_epi32(lane, values); }
   static Vector add(Vector sum, Vector v, const char* x) { return _mm512_dpbusd_epi32(sum, _mm512_loadu_si512(x), v); }
-  static Vector broadcast(const void* values, int64_t i) {
-    int32_t word;
-    __builtin_memcpy(&word, static_cast<const int8_t*>(values) + i * 4, 4);
-    return _mm512_set1_epi32(word);
+  static Vector load(const void* values, int64_t i, __mmask16 mask) {
+    return _mm512_maskz_loadu_epi32(mask, static_cast<const int8_t*>(values) + i * 4);
   }
-  template <int N>
-  static Vector load(const void* values, int64_t i) {
+  static Vector load8(const void* values, int64_t i) {
     const void* from = static_cast<const int8_t*>(values) + i * 4;
     return _mm512_castsi256_si512(_mm256_loadu_si256(static_cast<const __m256i*>(from)));
   }

@@ -15,8 +15,7 @@ struct F32 {
   static __m512 load(const void* values, int64_t i, __mmask16 mask) {
     return _mm512_maskz_loadu_ps(mask, static_cast<const float*>(values) + i);
   }
-  template <int N>
-  static __m512 load(const void* values, int64_t i) {
+  static __m512 load8(const void* values, int64_t i) {
     return _mm512_castps256_ps512(_mm256_loadu_ps(static_cast<const float*>(values) + i));
   }
 };
@@ -31,8 +30,7 @@ struct Bf16 {
     const __m256i h = _mm256_maskz_loadu_epi16(mask, static_cast<const uint16_t*>(values) + i);
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(h), 16));
   }
-  template <int N>
-  static __m512 load(const void* values, int64_t i) {
+  static __m512 load8(const void* values, int64_t i) {
     const __m128i h = _mm_loadu_si128(reinterpret_cast<const __m128i*>(static_cast<const uint16_t*>(values) + i));
     return _mm512_castps256_ps512(_mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(h), 16)));
   }
@@ -46,8 +44,7 @@ struct F16 {
   static __m512 load(const void* values, int64_t i, __mmask16 mask) {
     return _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(mask, static_cast<const uint16_t*>(values) + i));
   }
-  template <int N>
-  static __m512 load(const void* values, int64_t i) {
+  static __m512 load8(const void* values, int64_t i) {
     const __m128i h = _mm_loadu_si128(reinterpret_cast<const __m128i*>(static_cast<const uint16_t*>(values) + i));
     return _mm512_castps256_ps512(_mm256_cvtph_ps(h));
   }
@@ -60,7 +57,7 @@ struct Math : V {
   static Vector load_sum(const char* from) { return _mm512_loadu_ps(from); }
   static void store_sum(char* to, Vector sum) { _mm512_storeu_ps(to, sum); }
   static Vector plus(Vector a, Vector b) { return _mm512_add_ps(a, b); }
-  static Vector take(Vector values, int j) { return _mm512_permutexvar_ps(_mm512_set1_epi32(j), values); }
+  static Vector take(Vector values, __m512i lane) { return _mm512_permutexvar_ps(lane, values); }
   static Vector add(Vector sum, Vector v, const char* x) { return _mm512_fmadd_ps(v, _mm512_loadu_ps(x), sum); }
 };
 
