@@ -88,10 +88,10 @@ def _call_of(layer: nn.Module, batch: int) -> tuple[Call, Callable[[], object], 
     dense_bias = None if bias is None else bias.to(dtype)
     call: Call
     if isinstance(layer, SparseLinear):
-        call = ("sparse_linear", (x, layer.values, layer.crow, layer.col, bias, n, layer.panel))
+        call = ("sparse_linear", (x, layer.values, layer.crow, layer.col, bias, n, layer.panel, layer.order))
     elif isinstance(layer, Int8SparseLinear):
         indices = (layer.values, layer.crow, layer.col)
-        call = ("int8_sparse_linear", (x, *indices, layer.weight_scale, layer.row_sum, bias, layer.panel))
+        call = ("int8_sparse_linear", (x, *indices, layer.weight_scale, layer.row_sum, bias, layer.panel, layer.order))
     else:
         assert isinstance(layer, Int8Linear)
         call = ("int8_linear", (x, layer.packed, layer.weight_scale, bias))
