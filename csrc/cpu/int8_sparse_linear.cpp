@@ -21,7 +21,7 @@ constexpr Variants<const Int8SparseKernels*> variants = {{&int8_sparse_kernels_s
 #endif
 const KernelLevel level_of_int8_sparse_linear("int8_sparse_linear", [] { return variants.level(); });
 
-constexpr int64_t kFewRows = 3;  // up to so many rows of activations, one at a time beats a tile of 16
+constexpr int64_t kFewRows = 2;  // up to so many rows of activations, one at a time beats a tile of 16
 
 enum Slot { kTileSlot, kSumSlot, kQuantizedSlot };
 

@@ -22,7 +22,7 @@ const KernelLevel level_of_sparse_linear("sparse_linear", [] { return variants.l
 const KernelLevel level_of_sparse_linear_grad_input("sparse_linear_grad_input", [] { return variants.level(); });
 const KernelLevel level_of_sparse_linear_grad_values("sparse_linear_grad_values", [] { return variants.level(); });
 
-constexpr int64_t kFewRows = 3;  // up to so many rows of activations, one at a time beats a tile of 16
+constexpr int64_t kFewRows = 2;  // up to so many rows of activations, one at a time beats a tile of 16
 
 enum Slot { kTileSlot, kSumSlot, kBiasSlot };
 

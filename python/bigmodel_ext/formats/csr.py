@@ -49,14 +49,14 @@ def pack(weight: Tensor, mask: Tensor | None = None, panel: int = PANEL) -> tupl
     n, k = weight.shape
     panels = -(-k // panel)
     pad = (0, panels * panel - k)
-    cut = torch.nn.functional.pad(weight, pad).view(n, panels, panel).transpose(0, 1)
-    kept = torch.nn.functional.pad(mask, pad).view(n, panels, panel).transpose(0, 1)
+    kept = torch.nn.functional.pad(mask, pad).view(n, panels, panel).transpose(0, 1).contiguous()
     ends = kept.sum(-1).flatten().cumsum(0)
     if panels * n and int(ends[-1]) >= 2**31:
         raise ValueError(f"at most 2^31 - 1 entries can be stored, got {int(ends[-1])}")
     crow = torch.cat([ends.new_zeros(1), ends]).to(torch.int32)
-    col = torch.arange(panel, device=weight.device, dtype=torch.uint8).expand(kept.shape)[kept]
-    return cut[kept], crow, col
+    entries = kept.flatten().nonzero().squeeze(1)  # one index an entry: indexing by the mask itself makes three, twice
+    cut = torch.nn.functional.pad(weight, pad).view(n, panels, panel).transpose(0, 1)
+    return cut.flatten()[entries], crow, (entries % panel).to(torch.uint8)
 
 
 def rows_in_order(out_features: int, panels: int, device: torch.device | str | None = None) -> Tensor:
