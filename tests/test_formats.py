@@ -33,7 +33,7 @@ def test_sorted_rows_round_trip(n, k, panel, sparsity):
     values, crow, col, order = csr.sort_rows(*packed, n)
     assert torch.equal(csr.unpack(values, crow, col, n, k, panel, order), weight)
     assert torch.equal(csr.mask_of(crow, col, n, k, panel, order), weight != 0)
-    assert order.dtype == torch.int16
+    assert order.dtype == torch.int32
     assert [t.dtype for t in (values, crow, col)] == [t.dtype for t in packed]
     for after, before in zip(csr.unsort_rows(values, crow, col, n, order), packed, strict=True):
         assert torch.equal(after, before)

@@ -104,7 +104,11 @@ def test_wrong_order_stays_inside(isa, m):
     n, k, panel = 30, 70, 64
     *rows, order = csr.sort_rows(*csr.pack(sparse_weight(n, k, 0.3), panel=panel), n)
     x, grad = torch.randn(m, k), torch.randn(m, n)
-    for wrong in (torch.full_like(order, 511), torch.full_like(order, -1), torch.randint_like(order, -(2**15), 2**15)):
+    for wrong in (
+        torch.full_like(order, 511),
+        torch.full_like(order, -1),
+        torch.randint_like(order, -(2**31), 2**31 - 1),
+    ):
         assert F.sparse_linear(x, *rows, out_features=n, panel=panel, order=wrong).shape == (m, n)
         assert ops.sparse_linear_grad_input(grad, *rows, k, panel, wrong).shape == (m, k)
         assert ops.sparse_linear_grad_values(grad, x, *rows[1:], panel, wrong).shape == rows[0].shape
@@ -261,8 +265,8 @@ def test_bad_input(device):
     refused(ValueError, r"values must.*\[3, 1\]", values=make(3, 1))
     refused(TypeError, r"crow must be int32, got int64", crow=make(5, dtype=torch.int64))
     refused(ValueError, r"crow must have shape \[5\], got \[6\]", crow=make(6, dtype=torch.int32))
-    refused(TypeError, r"order must be int16, got int32", order=make(4, dtype=torch.int32))
-    refused(ValueError, r"order must have shape \[4\], got \[3\]", order=make(3, dtype=torch.int16))
+    refused(TypeError, r"order must be int32, got int16", order=make(4, dtype=torch.int16))
+    refused(ValueError, r"order must have shape \[4\], got \[3\]", order=make(3, dtype=torch.int32))
     refused(TypeError, r"col must be uint8, got int8", col=make(3, dtype=torch.int8))
     refused(ValueError, r"col must have shape \[3\], got \[2\]", col=make(2, dtype=torch.uint8))
     refused(ValueError, r"x must have at least 1 dimension", x=make())

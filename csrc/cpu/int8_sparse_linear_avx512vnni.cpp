@@ -61,7 +61,7 @@ void multiply_row(const uint32_t* x, const Segments& w, int64_t n_stride, int64_
   alignas(64) uint32_t sums[kBlockRows * 16];
   for (int64_t r = 0; r < w.count; ++r) _mm512_store_si512(sums + r * 16, _mm512_setzero_si512());
   const int32_t* crow = w.crow;
-  const int16_t* order = w.order;
+  const int32_t* order = w.order;
   for (int64_t p = 0; p < panels; ++p, x += panel, crow += n_stride, order += order_stride) {
     Table low, high;
     low.load(x);

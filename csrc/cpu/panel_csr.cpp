@@ -25,9 +25,9 @@ void check_crow(const int32_t* crow, int64_t segments, int64_t nnz) {
 
 // The order of a block whose rows are stored in theirs.
 struct InOrder {
-  int16_t row[kBlockRows];
+  int32_t row[kBlockRows];
   InOrder() {
-    for (int64_t r = 0; r < kBlockRows; ++r) row[r] = static_cast<int16_t>(r);
+    for (int64_t r = 0; r < kBlockRows; ++r) row[r] = static_cast<int32_t>(r);
   }
 };
 const InOrder in_order;
@@ -49,10 +49,10 @@ PanelCsr check_panel_csr(const View& crow, const View& col, const View* order, i
   if (!order)
     return {col.as<uint8_t>(), crow.as<int32_t>(), in_order.row, 0, 0, n, k, panel, panels, nnz,
             kTileLanes,        kBlockRows};
-  check_dtype(*order, "order", DType::i16);
+  check_dtype(*order, "order", DType::i32);
   check_vector(*order, "order", segments);
   const int64_t rows = order_rows(n);
-  return {col.as<uint8_t>(), crow.as<int32_t>(), order->as<int16_t>(), n, 1, n, k, panel, panels, nnz, rows, rows};
+  return {col.as<uint8_t>(), crow.as<int32_t>(), order->as<int32_t>(), n, 1, n, k, panel, panels, nnz, rows, rows};
 }
 
 int64_t check_features(const View& features, const char* name) {

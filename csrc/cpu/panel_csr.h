@@ -3,7 +3,7 @@
 //
 //   col   uint8 [nnz]               column within the panel
 //   crow  int32 [panels * N + 1]    entries of row n in panel p: crow[p * N + n] up to crow[p * N + n + 1]
-//   order int16 [panels * N]        or absent
+//   order int32 [panels * N]        or absent
 //
 // With `order`, the rows of each block of order_rows(N) may be stored in any order, panel by panel another: at place n
 // of panel p is the block's row order[p * N + n]. Rows with equally many entries next to each other are multiplied
@@ -39,7 +39,7 @@ inline int64_t order_rows(int64_t n) {
 struct PanelCsr {
   const uint8_t* col;
   const int32_t* crow;
-  const int16_t* order;  // of panel p and place n: order[p * order_stride + n * order_step]
+  const int32_t* order;  // of panel p and place n: order[p * order_stride + n * order_step]
   int64_t order_stride, order_step;
   int64_t n, k, panel, panels, nnz;
   int64_t step;   // rows may be shared out among threads in multiples of this

@@ -15,7 +15,7 @@ struct Segments {
   DType dtype;           // of values; nothing to the int8 kernels
   const uint8_t* col;    // values and col: of the whole matrix
   const int32_t* crow;   // segment s has the entries crow[s] up to crow[s + 1]
-  const int16_t* order;  // its row in the block is order[s] % 512, so none reaches beyond what a block's sums hold
+  const int32_t* order;  // its row in the block is order[s] % 512, so none reaches beyond what a block's sums hold
   int64_t count;         // of segments
   int64_t nnz;           // entries of the whole matrix
 };

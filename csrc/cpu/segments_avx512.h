@@ -63,7 +63,7 @@ __attribute__((noinline)) int64_t add_run(const char* x, const Segments& segment
   constexpr int kSets = W <= 2 ? 4 : 2;
   using Vector = typename Math::Vector;
   const int32_t* crow = segments.crow;  // copies: for all the compiler knows, a store to y could change the original
-  const int16_t* order = segments.order;
+  const int32_t* order = segments.order;
   const uint8_t* col = segments.col + crow[r];
   Position p = {static_cast<const char*>(segments.values) + crow[r] * int64_t{Math::kBytes},
                 col,

@@ -117,7 +117,7 @@ void multiply_row(const float* x, const Segments& w, int64_t n_stride, int64_t o
                   int64_t panel, float* y) {
   float sums[kBlockRows] = {};
   const int32_t* crow = w.crow;
-  const int16_t* order = w.order;
+  const int32_t* order = w.order;
   for (int64_t p = 0; p < panels; ++p, x += panel, crow += n_stride, order += order_stride) {
     for (int64_t s = 0; s < w.count; ++s) {
       int64_t i = crow[s];

@@ -145,7 +145,7 @@ void multiply_row(const float* x, const Segments& w, int64_t n_stride, int64_t o
   alignas(64) float sums[kBlockRows * 16];
   for (int64_t r = 0; r < w.count; ++r) _mm512_store_ps(sums + r * 16, _mm512_setzero_ps());
   const int32_t* crow = w.crow;
-  const int16_t* order = w.order;
+  const int32_t* order = w.order;
   for (int64_t p = 0; p < panels; ++p, x += panel, crow += n_stride, order += order_stride) {
     Table low, high;
     low.load(x);

@@ -90,7 +90,7 @@ def _check_sparse(values: Tensor, crow: Tensor, col: Tensor, n: int, k: int, pan
     _require_shape("crow", crow, -(-k // panel) * n + 1)
     _require_shape("col", col, values.shape[0])
     if order is not None:
-        _require_dtype("order", order, torch.int16)
+        _require_dtype("order", order, torch.int32)
         _require_shape("order", order, -(-k // panel) * n)
 
 

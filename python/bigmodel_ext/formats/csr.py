@@ -8,7 +8,7 @@ One byte of index per entry, and a kernel that keeps a panel's activations in ca
 
 The rows of each block of `order_rows(N)` (at most 512) may also be stored in any other order, panel by panel another:
 
-    order  int16 [panels * N]         at place n of panel p is its block's row order[p * N + n]
+    order  int32 [panels * N]         at place n of panel p is its block's row order[p * N + n]
 
 Layers hold the matrix sorted by :func:`sort_rows` and nothing else; files hold it unsorted, without `order`.
 """
@@ -60,9 +60,9 @@ def pack(weight: Tensor, mask: Tensor | None = None, panel: int = PANEL) -> tupl
 
 
 def rows_in_order(out_features: int, panels: int, device: torch.device | str | None = None) -> Tensor:
-    """`order` int16 [panels * N] of a matrix whose rows are where :func:`pack` put them."""
+    """`order` int32 [panels * N] of a matrix whose rows are where :func:`pack` put them."""
     rows = torch.arange(out_features, device=device) % order_rows(out_features)
-    return rows.to(torch.int16).repeat(panels)
+    return rows.to(torch.int32).repeat(panels)
 
 
 def sort_rows(values: Tensor, crow: Tensor, col: Tensor, out_features: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -73,7 +73,7 @@ def sort_rows(values: Tensor, crow: Tensor, col: Tensor, out_features: int) -> t
     blocks = segments // max(n, 1) * -(-n // block) + segments % max(n, 1) // block
     place = (blocks * (WIDE_PANEL + 1) + counts).argsort(stable=True)
     moved = _move_rows(values, crow, col, place)
-    return *moved, (place % max(n, 1) % block).to(torch.int16)
+    return *moved, (place % max(n, 1) % block).to(torch.int32)
 
 
 def unsort_rows(

@@ -31,7 +31,7 @@ def sparse_linear(
         bias: [N], any floating dtype.
         out_features: N.
         panel: columns to a panel, as packed.
-        order: int16, if the rows were sorted by ``formats.csr.sort_rows`` (faster).
+        order: int32, if the rows were sorted by ``formats.csr.sort_rows`` (faster).
 
     Returns:
         [..., N] in x's dtype; sums are float32.
@@ -64,7 +64,7 @@ def int8_sparse_linear(
         weight_scale: float32 [N].
         bias: [N], any floating dtype.
         panel: blocks to a panel, as packed.
-        order: int16, if the rows were sorted by ``formats.csr.sort_rows`` (faster).
+        order: int32, if the rows were sorted by ``formats.csr.sort_rows`` (faster).
 
     Returns:
         [..., N] in x's dtype; equal to :func:`int8_linear` on the same weights, bit for bit.

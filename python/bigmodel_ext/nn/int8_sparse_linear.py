@@ -16,7 +16,7 @@ class Int8SparseLinear(PatternLinear):
 
     ``values`` int8 [blocks,4], ``crow`` int32, ``col`` uint8 (see ``formats.block``) and ``weight_scale`` float32 [N]
     are buffers and make up the state dict with ``bias``; there rows are in their order, here sorted by length as the
-    derived ``order`` int16 says. ``row_sum`` int32 [N] is derived too. About five bytes per stored block.
+    derived ``order`` int32 says. ``row_sum`` int32 [N] is derived too. About five bytes per stored block.
 
     x: [..., K] float32, bfloat16 or float16; the result is [..., N] in x's dtype.
     """

@@ -17,7 +17,7 @@ class SparseLinear(PatternLinear):
     """``y = x @ W.T + bias`` with W [N,K] in panel-CSR (see ``formats.csr``).
 
     ``values`` [nnz] is a Parameter: training moves the stored weights and keeps the pattern. ``crow`` int32, ``col``
-    uint8 and ``order`` int16 are buffers; rows lie sorted by length. About five bytes per stored float32 weight.
+    uint8 and ``order`` int32 are buffers; rows lie sorted by length. About five bytes per stored float32 weight.
     The state dict holds ``values``, ``crow`` and ``col`` (copies, unsorted: as ``formats.csr.pack`` makes them) and
     ``bias``. One with another number of stored weights can be loaded (values are resized: do so before an optimizer is
     made).
