@@ -6,7 +6,7 @@ import pytest
 import torch
 from bigmodel_ext import _reference
 from bigmodel_ext import functional as F
-from bigmodel_ext.formats import block
+from bigmodel_ext.formats import block, csr
 from shapes import MNK, RANDOM
 from sparse_cases import PANELS, SPARSITIES, int8_block_weight, strange_views
 
@@ -14,11 +14,13 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
-def packed_weight(weight, panel):
-    values, crow, col, row_sum = block.pack(weight, panel)
+def packed_weight(weight, panel, sort=False):
+    *packed, row_sum = block.pack(weight, panel)
+    n = weight.shape[0]
+    values, crow, col, order = csr.sort_rows(*packed, n) if sort else (*packed, None)
     return {
-        "values": values, "crow": crow, "col": col, "weight_scale": torch.rand(weight.shape[0]) + 0.1,
-        "row_sum": row_sum, "panel": panel,
+        "values": values, "crow": crow, "col": col, "weight_scale": torch.rand(n) + 0.1,
+        "row_sum": row_sum, "panel": panel, "order": order,
     }  # fmt: skip
 
 
@@ -26,10 +28,10 @@ def same(a, b):
     return a.dtype == b.dtype and torch.equal(a.nan_to_num(nan=12345.0), b.nan_to_num(nan=12345.0))
 
 
-def check(m, n, k, sparsity, panel, dtype, bias=True):
+def check(m, n, k, sparsity, panel, dtype, bias=True, sort=False):
     """Bit for bit the reference, and the reference's int8_linear on the dense weight."""
     weight = int8_block_weight(n, k, sparsity)
-    w = packed_weight(weight, panel)
+    w = packed_weight(weight, panel, sort)
     x = (torch.randn(m, k) * torch.logspace(-3, 3, m)[:, None]).to(dtype)
     if m > 2 and k:
         x[m // 2, k // 2] = (math.nan, math.inf, 0.0)[m % 3]
@@ -52,7 +54,14 @@ def test_random_shapes(m, n, k):
     seed = m * 90_001 + n * 301 + k
     torch.manual_seed(seed)
     panel = (1, 3, 64, 100, 128, 200, 256)[seed % 7]
-    check(m, n, k, SPARSITIES[seed % 4], panel, DTYPES[seed % 3], bias=seed % 5 != 0)
+    check(m, n, k, SPARSITIES[seed % 4], panel, DTYPES[seed % 3], bias=seed % 5 != 0, sort=seed % 2 == 0)
+
+
+@pytest.mark.parametrize(("n", "k", "panel"), [(40, 1200, 128), (700, 360, 64), (1100, 800, 256)])
+@pytest.mark.parametrize("sparsity", [0.3, 0.9])
+def test_sorted_rows(isa, n, k, panel, sparsity):
+    for i, m in enumerate((1, 2, 20, 40, 50, 64, 130)):
+        check(m, n, k, sparsity, panel, DTYPES[i % 3], sort=True)
 
 
 @pytest.mark.parametrize(("sparsity", "panel"), list(product(SPARSITIES, PANELS)))

@@ -6,7 +6,7 @@ import bigmodel_ext as bm
 import pytest
 import torch
 from bigmodel_ext import _reference
-from bigmodel_ext.formats import csr, int8
+from bigmodel_ext.formats import block, csr, int8
 from layers import FRESH, IN, LAYERS, LINEARS, OUT, dense
 from torch import nn
 
@@ -118,7 +118,8 @@ def test_sparse_trains_stored_values_only():
     layer(x).square().sum().backward()
     w = layer.weight.detach().requires_grad_()
     nn.functional.linear(x, w, layer.bias.detach()).square().sum().backward()
-    torch.testing.assert_close(csr.unpack(layer.values.grad, layer.crow, layer.col, OUT, IN), w.grad * pattern)
+    gradient = csr.unpack(layer.values.grad, layer.crow, layer.col, OUT, IN, layer.panel, layer.order)
+    torch.testing.assert_close(gradient, w.grad * pattern)
     optimizer.step()
     assert not torch.equal(layer.values, before)
     assert torch.equal(layer.weight != 0, pattern)
@@ -159,6 +160,20 @@ def test_state_dicts_do_not_depend_on_packing():
     }
     assert set(LINEARS["sparse"]().state_dict()) == {"values", "crow", "col", "bias"}
     assert set(LINEARS["int8_sparse"]().state_dict()) == {"values", "crow", "col", "weight_scale", "bias"}
+
+
+@pytest.mark.parametrize("kind", ["sparse", "int8_sparse"])
+def test_sparse_state_dicts_hold_the_pattern_as_packed(kind):
+    layer = LINEARS[kind]()
+    if kind == "sparse":
+        packed = csr.pack(layer.weight.detach(), panel=layer.panel)
+    else:
+        packed = block.pack(layer.weight_q, layer.panel)[:3]
+    state = layer.state_dict()
+    assert not torch.equal(layer.crow, packed[1]), "the layer's own rows are sorted"
+    for name, want in zip(("values", "crow", "col"), packed, strict=True):
+        assert torch.equal(state[name], want), name
+    assert layer.state_dict(keep_vars=True)["values"].requires_grad == (kind == "sparse")
 
 
 def test_int8_scale_stays_float32_when_assigned():

@@ -61,6 +61,7 @@ SAMPLES = {
     "sparse_linear": lambda dtype, grad: {
         "bias": (_matrix(dtype, grad=grad), *_sparse(dtype, grad), _bias(grad), N, csr.PANEL),
         "no bias": (_matrix(dtype, grad=grad), *_sparse(torch.float32, grad), None, N, csr.PANEL),
+        "order": (_matrix(dtype, grad=grad), *_sparse(dtype, grad), None, N, csr.PANEL, csr.rows_in_order(N, 1)),
     },
     "sparse_linear_grad_input": lambda dtype, grad: {
         "": (_matrix(dtype, columns=N), *_sparse(dtype, False), K, csr.PANEL)

@@ -21,22 +21,25 @@ def terms(a, b):
     return product.max().item() if product.numel() else 0.0
 
 
-def check_forward_and_gradients(m, n, k, sparsity, panel, dtype, bias=True, values_dtype=torch.float32):
+def check_forward_and_gradients(m, n, k, sparsity, panel, dtype, bias=True, values_dtype=torch.float32, sort=False):
     """Against float64, and no worse than torch's dense product in the same dtype."""
     weight = sparse_weight(n, k, sparsity).to(values_dtype)
     mask = weight != 0
-    values, crow, col = csr.pack(weight, panel=panel)
+    pack = lambda dense: (*csr.pack(dense, mask, panel), None)  # noqa: E731
+    if sort:
+        pack = lambda dense: csr.sort_rows(*csr.pack(dense, mask, panel), n)  # noqa: E731
+    values, crow, col, order = pack(weight)
     x, grad = torch.randn(m, k).to(dtype), torch.randn(m, n).to(dtype)
     b = torch.randn(n) if bias else None
     w = weight.double()
-    y = F.sparse_linear(x, values, crow, col, b, out_features=n, panel=panel)
+    y = F.sparse_linear(x, values, crow, col, b, out_features=n, panel=panel, order=order)
     exact = torch.nn.functional.linear(x.double(), w, None if b is None else b.double())
     torchs = torch.nn.functional.linear(x.float(), weight.float(), b).to(dtype)
     assert_as_accurate(y, torchs, exact, scale=terms(x, w.T) + (b.abs().max().item() if bias and n else 0))
-    dx = ops.sparse_linear_grad_input(grad, values, crow, col, k, panel)
+    dx = ops.sparse_linear_grad_input(grad, values, crow, col, k, panel, order)
     assert_as_accurate(dx, (grad.float() @ weight.float()).to(dtype), grad.double() @ w, scale=terms(grad, w))
-    dvalues = ops.sparse_linear_grad_values(grad, x, crow, col, panel)
-    in_order = lambda dense: csr.pack(dense, mask, panel)[0]  # noqa: E731
+    dvalues = ops.sparse_linear_grad_values(grad, x, crow, col, panel, order)
+    in_order = lambda dense: pack(dense)[0]  # noqa: E731
     exact = in_order(grad.double().T @ x.double())
     assert_as_accurate(dvalues, in_order(grad.float().T @ x.float()).to(dtype), exact, scale=terms(grad.T, x))
 
@@ -51,7 +54,9 @@ def test_random_shapes(m, n, k):
     seed = m * 90_001 + n * 301 + k
     torch.manual_seed(seed)
     panel = (1, 3, 64, 100, 128, 200, 256)[seed % 7]
-    check_forward_and_gradients(m, n, k, SPARSITIES[seed % 4], panel, DTYPES[seed % 3], bias=seed % 5 != 0)
+    check_forward_and_gradients(
+        m, n, k, SPARSITIES[seed % 4], panel, DTYPES[seed % 3], bias=seed % 5 != 0, sort=seed % 2 == 0
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize(("sparsity", "panel"), list(product(SPARSITIES, PANELS)))
@@ -67,17 +72,63 @@ def test_values_of_x_dtype(isa, m, dtype):
     check_forward_and_gradients(m, 50, 270, 0.6, 256, dtype)
 
 
-def test_threads_and_runs_are_bit_equal(isa):
+@pytest.mark.parametrize(("n", "k", "panel"), [(40, 300, 128), (700, 90, 64), (1100, 200, 256)])
+@pytest.mark.parametrize("sparsity", [0.3, 0.9])
+def test_sorted_rows(isa, n, k, panel, sparsity):
+    for i, m in enumerate((1, 2, 20, 40, 50, 64, 130)):
+        dtype = DTYPES[i % 3]
+        values_dtype = dtype if i % 2 else torch.float32
+        check_forward_and_gradients(m, n, k, sparsity, panel, dtype, values_dtype=values_dtype, sort=True)
+
+
+@pytest.mark.parametrize("special", [math.nan, math.inf])
+@pytest.mark.parametrize("length", range(1, 20))
+def test_special_numbers_in_runs_of_rows(isa, length, special):
+    """In a run of rows of any length the last entries do not see what lies behind them."""
+    n, k = 40, 64
+    weight = torch.zeros(n, k)
+    for row in range(n):
+        weight[row, torch.randperm(k - 1)[:length]] = 1.0
+    *rows, order = csr.sort_rows(*csr.pack(weight), n)
+    for m in (2, 20, 40, 64):
+        x = torch.ones(m, k)
+        x[:, k - 1] = special  # stored by no row
+        x[1, 0] = special
+        y = F.sparse_linear(x, *rows, out_features=n, panel=128, order=order)
+        assert torch.equal(y[0], torch.full((n,), float(length)))
+        assert torch.equal(y[1].isfinite(), weight[:, 0] == 0)
+
+
+@pytest.mark.parametrize("m", [1, 5, 64])
+def test_wrong_order_stays_inside(isa, m):
+    n, k, panel = 30, 70, 64
+    *rows, order = csr.sort_rows(*csr.pack(sparse_weight(n, k, 0.3), panel=panel), n)
+    x, grad = torch.randn(m, k), torch.randn(m, n)
+    for wrong in (
+        torch.full_like(order, 511),
+        torch.full_like(order, -1),
+        torch.randint_like(order, -(2**31), 2**31 - 1),
+    ):
+        assert F.sparse_linear(x, *rows, out_features=n, panel=panel, order=wrong).shape == (m, n)
+        assert ops.sparse_linear_grad_input(grad, *rows, k, panel, wrong).shape == (m, k)
+        assert ops.sparse_linear_grad_values(grad, x, *rows[1:], panel, wrong).shape == rows[0].shape
+
+
+@pytest.mark.parametrize("sorted_rows", [False, True])
+def test_threads_and_runs_are_bit_equal(isa, sorted_rows):
     weight = sparse_weight(331, 517, 0.7)
     values, crow, col = csr.pack(weight)
+    order = None
+    if sorted_rows:
+        values, crow, col, order = csr.sort_rows(values, crow, col, 331)
     for m in (1, 3, 48, 70, 200):
         x, grad, bias = torch.randn(m, 517), torch.randn(m, 331), torch.randn(331)
 
         def run(x=x, grad=grad, bias=bias):
             return (
-                F.sparse_linear(x, values, crow, col, bias, out_features=331, panel=128),
-                ops.sparse_linear_grad_input(grad, values, crow, col, 517, 128),
-                ops.sparse_linear_grad_values(grad, x, crow, col, 128),
+                F.sparse_linear(x, values, crow, col, bias, out_features=331, panel=128, order=order),
+                ops.sparse_linear_grad_input(grad, values, crow, col, 517, 128, order),
+                ops.sparse_linear_grad_values(grad, x, crow, col, 128, order),
             )
 
         before = torch.get_num_threads()
@@ -214,6 +265,8 @@ def test_bad_input(device):
     refused(ValueError, r"values must.*\[3, 1\]", values=make(3, 1))
     refused(TypeError, r"crow must be int32, got int64", crow=make(5, dtype=torch.int64))
     refused(ValueError, r"crow must have shape \[5\], got \[6\]", crow=make(6, dtype=torch.int32))
+    refused(TypeError, r"order must be int32, got int16", order=make(4, dtype=torch.int16))
+    refused(ValueError, r"order must have shape \[4\], got \[3\]", order=make(3, dtype=torch.int32))
     refused(TypeError, r"col must be uint8, got int8", col=make(3, dtype=torch.int8))
     refused(ValueError, r"col must have shape \[3\], got \[2\]", col=make(2, dtype=torch.uint8))
     refused(ValueError, r"x must have at least 1 dimension", x=make())

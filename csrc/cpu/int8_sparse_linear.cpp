@@ -21,8 +21,7 @@ constexpr Variants<const Int8SparseKernels*> variants = {{&int8_sparse_kernels_s
 #endif
 const KernelLevel level_of_int8_sparse_linear("int8_sparse_linear", [] { return variants.level(); });
 
-constexpr int64_t kBlockRows = 512;  // rows whose sums (128 KiB) stay in the second-level cache over all panels
-constexpr int64_t kFewRows = 3;      // up to so many rows of activations, one at a time beats a tile of 16
+constexpr int64_t kFewRows = 2;  // up to so many rows of activations, one at a time beats a tile of 16
 
 enum Slot { kTileSlot, kSumSlot, kQuantizedSlot };
 
@@ -53,13 +52,19 @@ struct Forward {
                  out.as<char>() + (first * w.n + n) * element_size(out.dtype), out.dtype, w.n);
   }
 
+  // The block of rows that begins at n, in panel p.
+  Segments segments(int64_t p, int64_t n, int64_t end) const {
+    return w.segments(values.data, values.dtype, p, n, std::min(w.block, end - n));
+  }
+
   bool few(int64_t first, int64_t rows, int64_t begin, int64_t end) const {
     auto* y = static_cast<uint32_t*>(scratch(kSumSlot, static_cast<size_t>(end - begin) * 4));
     for (int64_t m = first; y && m < first + rows; ++m) {
       float scale;
       const uint32_t* tile = packed_tile(m, 1, 1, &scale);
       if (!tile) return false;
-      kernels.multiply_row(tile, values.as<int8_t>(), w.col, w.crow + begin, w.n, w.panels, w.panel, end - begin, y);
+      for (int64_t n = begin; n < end; n += w.block)
+        kernels.multiply_row(tile, segments(0, n, end), w.n, w.order_stride, w.panels, w.panel, y + n - begin);
       finish(y, 1, 1, m, begin, end - begin, &scale);
     }
     return y;
@@ -71,11 +76,11 @@ struct Forward {
     const uint32_t* tile = packed_tile(first, rows, width, scale);
     auto* y = static_cast<uint32_t*>(scratch(kSumSlot, static_cast<size_t>(kBlockRows * width) * 4));
     if (!tile || !y) return false;
-    for (int64_t n = begin; n < end; n += kBlockRows) {
-      const int64_t block = std::min(kBlockRows, end - n);
+    for (int64_t n = begin; n < end; n += w.block) {
+      const int64_t block = std::min(w.block, end - n);
       std::memset(y, 0, static_cast<size_t>(block * width) * 4);
       for (int64_t p = 0; p < w.panels; ++p)
-        kernels.multiply(tile + p * w.panel * width, width, values.as<int8_t>(), w.col, w.crow + p * w.n + n, block, y);
+        kernels.multiply(tile + p * w.panel * width, width, segments(p, n, end), y);
       finish(y, width, rows, first, n, block, scale);
     }
     return true;
@@ -90,8 +95,9 @@ void check_vector(const View& v, const char* name, DType dtype) {
 
 }  // namespace
 
-void int8_sparse_linear(const View& x, const View& values, const View& crow, const View& col, const View& weight_scale,
-                        const View& row_sum, const View* bias, const View& out, int64_t panel) {
+void int8_sparse_linear(const View& x, const View& values, const View& crow, const View& col, const View* order,
+                        const View& weight_scale, const View& row_sum, const View* bias, const View& out,
+                        int64_t panel) {
   check_float(x, "x");
   check_dtype(values, "values", DType::i8);
   BIGMODEL_CHECK(values.ndim == 2 && values.sizes[1] == 4, "values must be [blocks,4], got shape ",
@@ -105,7 +111,7 @@ void int8_sparse_linear(const View& x, const View& values, const View& crow, con
   check_size(row_sum, "row_sum", 0, n);
   check_size(out, "out", out.ndim - 1, n);
   BIGMODEL_CHECK(k <= kInt8MaxK, "K must be at most ", kInt8MaxK, " for an exact int32 sum, got ", k);
-  const PanelCsr w = check_panel_csr(crow, col, values.sizes[0], n, (k + 3) / 4, panel);
+  const PanelCsr w = check_panel_csr(crow, col, order, values.sizes[0], n, (k + 3) / 4, panel);
   check_bias(bias, n);
   std::vector<float> converted(bias && bias->dtype != DType::f32 ? n : 0);
   const Forward op{*variants.pick(),
@@ -118,7 +124,7 @@ void int8_sparse_linear(const View& x, const View& values, const View& crow, con
                    out,
                    w,
                    bias_as_float(bias, converted.data())};
-  for_each_tile(m, n, kTileLanes, m * w.nnz, [&](int64_t tile, int64_t begin, int64_t end) {
+  for_each_tile(m, n, w.step, m * w.nnz, [&](int64_t tile, int64_t begin, int64_t end) {
     const int64_t first = tile * kTileRows, rows = std::min(kTileRows, m - first);
     return rows <= kFewRows ? op.few(first, rows, begin, end) : op.many(first, rows, begin, end);
   });

@@ -12,19 +12,19 @@
 #include <cstdint>
 
 #include "../common/view.h"
+#include "segments.h"
 
 namespace bigmodel {
 
-// One thread's share each; x holds words of four unsigned activations, values (4 bytes each) words of four signed
+// One thread's share each; x holds words of four unsigned activations, w.values (4 bytes each) words of four signed
 // weights. The rest as in sparse_linear.h.
 struct Int8SparseKernels {
-  // y [rows][width] += W's panel times x, the panel's tile [256][width]; modulo 2^32.
-  void (*multiply)(const uint32_t* x, int64_t width, const int8_t* values, const uint8_t* col, const int32_t* crow,
-                   int64_t rows, uint32_t* y);
+  // y [512][width] += W's panel times x, the panel's tile [256][width]; modulo 2^32.
+  void (*multiply)(const uint32_t* x, int64_t width, const Segments& w, uint32_t* y);
 
   // y [rows] = W times one row x [panels * panel + 256].
-  void (*multiply_row)(const uint32_t* x, const int8_t* values, const uint8_t* col, const int32_t* crow,
-                       int64_t n_stride, int64_t panels, int64_t panel, int64_t rows, uint32_t* y);
+  void (*multiply_row)(const uint32_t* x, const Segments& w, int64_t n_stride, int64_t order_stride, int64_t panels,
+                       int64_t panel, uint32_t* y);
 
   // In place, y [rows][width]: int32 sums -> float (sum - 128 * row_sum[row]) * scale[lane] * weight_scale[row].
   void (*scale)(uint32_t* y, int64_t width, int64_t rows, const int32_t* row_sum, const float* scale,
@@ -35,8 +35,10 @@ extern const Int8SparseKernels int8_sparse_kernels_scalar, int8_sparse_kernels_a
 
 constexpr int64_t kInt8MaxK = 131071;  // beyond it a sum of products may leave int32
 
-// x [..., K], values int8 [blocks, 4], weight_scale float32 [N], row_sum int32 [N], out [..., N]; bias may be null.
-void int8_sparse_linear(const View& x, const View& values, const View& crow, const View& col, const View& weight_scale,
-                        const View& row_sum, const View* bias, const View& out, int64_t panel);
+// x [..., K], values int8 [blocks, 4], weight_scale float32 [N], row_sum int32 [N], out [..., N]; bias and
+// order may be null.
+void int8_sparse_linear(const View& x, const View& values, const View& crow, const View& col, const View* order,
+                        const View& weight_scale, const View& row_sum, const View* bias, const View& out,
+                        int64_t panel);
 
 }  // namespace bigmodel

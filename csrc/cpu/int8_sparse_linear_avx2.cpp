@@ -28,32 +28,33 @@ int32_t word(const int8_t* from) {
   return bits;
 }
 
+const int8_t* block(const Segments& w, int64_t i) { return static_cast<const int8_t*>(w.values) + i * 4; }
+
 template <int W>
-void multiply(const uint32_t* x, const int8_t* values, const uint8_t* col, const int32_t* crow, int64_t rows,
-              uint32_t* y) {
-  for (int64_t r = 0; r < rows; ++r, y += W * 8) {
+void multiply(const uint32_t* x, const Segments& segments, uint32_t* y) {
+  for (int64_t r = 0; r < segments.count; ++r) {
+    uint32_t* to = y + (segments.order[r] & (kBlockRows - 1)) * (W * 8);
     __m256i sum[W];
-    for (int w = 0; w < W; ++w) sum[w] = load(y + w * 8);
-    for (int64_t i = crow[r]; i < crow[r + 1]; ++i) {
-      const Weights weights(_mm256_set1_epi32(word(values + i * 4)));
-      const uint32_t* from = x + col[i] * (W * 8);
+    for (int w = 0; w < W; ++w) sum[w] = load(to + w * 8);
+    for (int64_t i = segments.crow[r]; i < segments.crow[r + 1]; ++i) {
+      const Weights weights(_mm256_set1_epi32(word(block(segments, i))));
+      const uint32_t* from = x + segments.col[i] * (W * 8);
       for (int w = 0; w < W; ++w) sum[w] = _mm256_add_epi32(sum[w], weights.dot(load(from + w * 8)));
     }
-    for (int w = 0; w < W; ++w) store(y + w * 8, sum[w]);
+    for (int w = 0; w < W; ++w) store(to + w * 8, sum[w]);
   }
 }
 
-void multiply_any(const uint32_t* x, int64_t width, const int8_t* values, const uint8_t* col, const int32_t* crow,
-                  int64_t rows, uint32_t* y) {
+void multiply_any(const uint32_t* x, int64_t width, const Segments& w, uint32_t* y) {
   switch (width) {
     case 16:
-      return multiply<2>(x, values, col, crow, rows, y);
+      return multiply<2>(x, w, y);
     case 32:
-      return multiply<4>(x, values, col, crow, rows, y);
+      return multiply<4>(x, w, y);
     case 48:
-      return multiply<6>(x, values, col, crow, rows, y);
+      return multiply<6>(x, w, y);
     default:
-      return multiply<8>(x, values, col, crow, rows, y);
+      return multiply<8>(x, w, y);
   }
 }
 
@@ -69,24 +70,27 @@ uint32_t dot4(uint32_t x, const int8_t* w) {
   return static_cast<uint32_t>(sum);
 }
 
-void multiply_row(const uint32_t* x, const int8_t* values, const uint8_t* col, const int32_t* crow, int64_t n_stride,
-                  int64_t panels, int64_t panel, int64_t rows, uint32_t* y) {
-  for (int64_t r = 0; r < rows; ++r) y[r] = 0;
-  for (int64_t p = 0; p < panels; ++p, x += panel, crow += n_stride) {
-    for (int64_t r = 0; r < rows; ++r) {
-      int64_t i = crow[r];
-      const int64_t end = crow[r + 1];
-      __m256i sums = _mm256_setzero_si256();
+void multiply_row(const uint32_t* x, const Segments& w, int64_t n_stride, int64_t order_stride, int64_t panels,
+                  int64_t panel, uint32_t* y) {
+  uint32_t sums[kBlockRows] = {};
+  const int32_t* crow = w.crow;
+  const int32_t* order = w.order;
+  for (int64_t p = 0; p < panels; ++p, x += panel, crow += n_stride, order += order_stride) {
+    for (int64_t s = 0; s < w.count; ++s) {
+      int64_t i = crow[s];
+      const int64_t end = crow[s + 1];
+      __m256i eight = _mm256_setzero_si256();
       for (; i + 8 <= end; i += 8) {
-        const __m256i index = _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(col + i)));
+        const __m256i index = _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(w.col + i)));
         const __m256i from = _mm256_i32gather_epi32(reinterpret_cast<const int*>(x), index, 4);
-        sums = _mm256_add_epi32(sums, Weights(load(values + i * 4)).dot(from));
+        eight = _mm256_add_epi32(eight, Weights(load(block(w, i))).dot(from));
       }
-      uint32_t sum = lane_sum(sums);
-      for (; i < end; ++i) sum += dot4(x[col[i]], values + i * 4);
-      y[r] += sum;
+      uint32_t sum = lane_sum(eight);
+      for (; i < end; ++i) sum += dot4(x[w.col[i]], block(w, i));
+      sums[order[s] & (kBlockRows - 1)] += sum;
     }
   }
+  for (int64_t r = 0; r < w.count; ++r) y[r] = sums[r];
 }
 
 __m256 scaled(__m256i sum, __m256i row_sum, __m256 scale, __m256 weight_scale) {

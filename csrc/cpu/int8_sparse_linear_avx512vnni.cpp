@@ -1,77 +1,31 @@
 #include <immintrin.h>
 
 #include "int8_sparse_linear.h"
+#include "segments_avx512.h"
 
 namespace bigmodel {
 namespace {
 
-// The matrix is read once, front to back, but the processor's own prefetching stops at each 4 KiB page.
-void prefetch(const int8_t* values, const uint8_t* col, int64_t i) {
-  constexpr int64_t kAhead = 512;
-  _mm_prefetch(reinterpret_cast<const char*>(values) + (i + kAhead) * 4, _MM_HINT_T0);
-  _mm_prefetch(reinterpret_cast<const char*>(col) + i + kAhead, _MM_HINT_T0);
-}
-
-// As in sparse_linear_avx512.cpp: 8 blocks and their columns a load, because loads are what limits the loop.
-template <int W>
-void multiply(const uint32_t* x, const int8_t* values, const uint8_t* col, const int32_t* crow, int64_t rows,
-              uint32_t* y) {
-  constexpr int kSets = W == 1 ? 4 : 2;
-  for (int64_t r = 0; r < rows; ++r, y += W * 16) {
-    int64_t i = crow[r];
-    const int64_t end = crow[r + 1];
-    __m512i sum[kSets][W];
-    for (int w = 0; w < W; ++w) sum[0][w] = _mm512_loadu_si512(y + w * 16);
-    if (end - i >= 8) {
-      for (int s = 1; s < kSets; ++s)
-        for (int w = 0; w < W; ++w) sum[s][w] = _mm512_setzero_si512();
-      for (; i + 8 <= end; i += 8) {
-        prefetch(values, col, i);
-        const __m512i eight =
-            _mm512_castsi256_si512(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(values + i * 4)));
-        uint64_t columns;
-        __builtin_memcpy(&columns, col + i, 8);
-#pragma GCC unroll 8
-        for (int j = 0; j < 8; ++j, columns >>= 8) {
-          const __m512i v = _mm512_permutexvar_epi32(_mm512_set1_epi32(j), eight);
-          const uint32_t* from = x + (columns & 255) * (W * 16);
-          __m512i* to = sum[j % kSets];
-          for (int w = 0; w < W; ++w) to[w] = _mm512_dpbusd_epi32(to[w], _mm512_loadu_si512(from + w * 16), v);
-        }
-      }
-      for (int s = 1; s < kSets; ++s)
-        for (int w = 0; w < W; ++w) sum[0][w] = _mm512_add_epi32(sum[0][w], sum[s][w]);
-    }
-    if (i < end) {
-      const int left = static_cast<int>(end - i);
-      const __mmask8 mask = static_cast<__mmask8>((1 << left) - 1);
-      const __m512i some = _mm512_castsi256_si512(_mm256_maskz_loadu_epi32(mask, values + i * 4));
-      uint64_t columns = static_cast<uint64_t>(_mm_cvtsi128_si64(_mm_maskz_loadu_epi8(mask, col + i)));
-      __m512i lane = _mm512_setzero_si512();
-      for (int j = 0; j < left; ++j, columns >>= 8) {
-        const __m512i v = _mm512_permutexvar_epi32(lane, some);
-        lane = _mm512_add_epi32(lane, _mm512_set1_epi32(1));
-        const uint32_t* from = x + (columns & 255) * (W * 16);
-        for (int w = 0; w < W; ++w) sum[0][w] = _mm512_dpbusd_epi32(sum[0][w], _mm512_loadu_si512(from + w * 16), v);
-      }
-    }
-    for (int w = 0; w < W; ++w) _mm512_storeu_si512(y + w * 16, sum[0][w]);
+// The arithmetic of segments_avx512.h on words of four bytes.
+struct Math {
+  using Vector = __m512i;
+  static constexpr int kBytes = 4;
+  static Vector zero() { return _mm512_setzero_si512(); }
+  static Vector load_sum(const char* from) { return _mm512_loadu_si512(from); }
+  static void store_sum(char* to, Vector sum) { _mm512_storeu_si512(to, sum); }
+  static Vector plus(Vector a, Vector b) { return _mm512_add_epi32(a, b); }
+  static Vector take(Vector values, __m512i lane) { return _mm512_permutexvar_epi32(lane, values); }
+  static Vector add(Vector sum, Vector v, const char* x) { return _mm512_dpbusd_epi32(sum, _mm512_loadu_si512(x), v); }
+  static Vector load(const void* values, int64_t i, __mmask16 mask) {
+    return _mm512_maskz_loadu_epi32(mask, static_cast<const int8_t*>(values) + i * 4);
   }
-}
-
-void multiply_any(const uint32_t* x, int64_t width, const int8_t* values, const uint8_t* col, const int32_t* crow,
-                  int64_t rows, uint32_t* y) {
-  switch (width) {
-    case 16:
-      return multiply<1>(x, values, col, crow, rows, y);
-    case 32:
-      return multiply<2>(x, values, col, crow, rows, y);
-    case 48:
-      return multiply<3>(x, values, col, crow, rows, y);
-    default:
-      return multiply<4>(x, values, col, crow, rows, y);
+  static Vector load8(const void* values, int64_t i) {
+    const void* from = static_cast<const int8_t*>(values) + i * 4;
+    return _mm512_castsi256_si512(_mm256_loadu_si256(static_cast<const __m256i*>(from)));
   }
-}
+};
+
+void multiply(const uint32_t* x, int64_t width, const Segments& w, uint32_t* y) { add_segments<Math>(x, width, w, y); }
 
 // A row of activations' panel in registers, 128 words each, looked up by permutation instead of gathering.
 struct Table {
@@ -93,44 +47,50 @@ struct Table {
   }
 };
 
-constexpr int64_t kRowBlock = 512;  // rows whose 16-lane sums (32 KiB) wait in the first-level cache for the next panel
-
-template <bool Wide>
-void multiply_row(const uint32_t* x, const int8_t* values, const uint8_t* col, const int32_t* crow, int64_t n_stride,
-                  int64_t panels, int64_t panel, int64_t rows, uint32_t* y) {
-  alignas(64) uint32_t sums[kRowBlock * 16];
-  for (int64_t first = 0; first < rows; first += kRowBlock) {
-    const int64_t block = rows - first < kRowBlock ? rows - first : kRowBlock;
-    for (int64_t r = 0; r < block; ++r) _mm512_store_si512(sums + r * 16, _mm512_setzero_si512());
-    for (int64_t p = 0; p < panels; ++p) {
-      const int32_t* begin = crow + p * n_stride + first;
-      Table low, high;
-      low.load(x + p * panel);
-      if (Wide) high.load(x + p * panel + 128);
-      for (int64_t r = 0; r < block; ++r) {
-        __m512i sum = _mm512_load_si512(sums + r * 16);
-        for (int64_t i = begin[r]; i < begin[r + 1]; i += 16) {
-          prefetch(values, col, i);
-          const int64_t left = begin[r + 1] - i;
-          const __mmask16 mask = static_cast<__mmask16>(left >= 16 ? 0xffff : (1 << left) - 1);
-          const __m512i index = _mm512_cvtepu8_epi32(_mm_maskz_loadu_epi8(mask, col + i));
-          __m512i from = low.at(index);
-          if (Wide)
-            from = _mm512_mask_blend_epi32(_mm512_test_epi32_mask(index, _mm512_set1_epi32(128)), from, high.at(index));
-          sum = _mm512_dpbusd_epi32(sum, from, _mm512_maskz_loadu_epi32(mask, values + i * 4));
-        }
-        _mm512_store_si512(sums + r * 16, sum);
-      }
-    }
-    for (int64_t r = 0; r < block; ++r)
-      y[first + r] = static_cast<uint32_t>(_mm512_reduce_add_epi32(_mm512_load_si512(sums + r * 16)));
-  }
+// The matrix is read once, front to back, but the processor's own prefetching stops at each 4 KiB page.
+void prefetch(const Segments& w, int64_t i) {
+  constexpr int64_t kAhead = 512;
+  _mm_prefetch(static_cast<const char*>(w.values) + (i + kAhead) * 4, _MM_HINT_T0);
+  _mm_prefetch(reinterpret_cast<const char*>(w.col) + i + kAhead, _MM_HINT_T0);
 }
 
-void multiply_row_any(const uint32_t* x, const int8_t* values, const uint8_t* col, const int32_t* crow,
-                      int64_t n_stride, int64_t panels, int64_t panel, int64_t rows, uint32_t* y) {
-  if (panel <= 128) return multiply_row<false>(x, values, col, crow, n_stride, panels, panel, rows, y);
-  return multiply_row<true>(x, values, col, crow, n_stride, panels, panel, rows, y);
+// The rows' 16-lane sums (32 KiB) wait in the first-level cache for the next panel.
+template <bool Wide>
+void multiply_row(const uint32_t* x, const Segments& w, int64_t n_stride, int64_t order_stride, int64_t panels,
+                  int64_t panel, uint32_t* y) {
+  alignas(64) uint32_t sums[kBlockRows * 16];
+  for (int64_t r = 0; r < w.count; ++r) _mm512_store_si512(sums + r * 16, _mm512_setzero_si512());
+  const int32_t* crow = w.crow;
+  const int32_t* order = w.order;
+  for (int64_t p = 0; p < panels; ++p, x += panel, crow += n_stride, order += order_stride) {
+    Table low, high;
+    low.load(x);
+    if (Wide) high.load(x + 128);
+    for (int64_t s = 0; s < w.count; ++s) {
+      uint32_t* to = sums + (order[s] & (kBlockRows - 1)) * 16;
+      __m512i sum = _mm512_load_si512(to);
+      for (int64_t i = crow[s]; i < crow[s + 1]; i += 16) {
+        prefetch(w, i);
+        const int64_t left = crow[s + 1] - i;
+        const __mmask16 mask = static_cast<__mmask16>(left >= 16 ? 0xffff : (1 << left) - 1);
+        const __m512i index = _mm512_cvtepu8_epi32(_mm_maskz_loadu_epi8(mask, w.col + i));
+        __m512i from = low.at(index);
+        if (Wide)
+          from = _mm512_mask_blend_epi32(_mm512_test_epi32_mask(index, _mm512_set1_epi32(128)), from, high.at(index));
+        sum = _mm512_dpbusd_epi32(sum, from,
+                                  _mm512_maskz_loadu_epi32(mask, static_cast<const int8_t*>(w.values) + i * 4));
+      }
+      _mm512_store_si512(to, sum);
+    }
+  }
+  for (int64_t r = 0; r < w.count; ++r)
+    y[r] = static_cast<uint32_t>(_mm512_reduce_add_epi32(_mm512_load_si512(sums + r * 16)));
+}
+
+void multiply_row_any(const uint32_t* x, const Segments& w, int64_t n_stride, int64_t order_stride, int64_t panels,
+                      int64_t panel, uint32_t* y) {
+  if (panel <= 128) return multiply_row<false>(x, w, n_stride, order_stride, panels, panel, y);
+  return multiply_row<true>(x, w, n_stride, order_stride, panels, panel, y);
 }
 
 __m512 scaled(__m512i sum, __m512i excess, __m512 scale, __m512 weight_scale) {
@@ -162,6 +122,6 @@ void scale(uint32_t* y, int64_t width, int64_t rows, const int32_t* row_sum, con
 
 }  // namespace
 
-const Int8SparseKernels int8_sparse_kernels_avx512vnni = {multiply_any, multiply_row_any, scale};
+const Int8SparseKernels int8_sparse_kernels_avx512vnni = {multiply, multiply_row_any, scale};
 
 }  // namespace bigmodel

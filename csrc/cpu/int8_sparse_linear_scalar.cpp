@@ -11,23 +11,28 @@ uint32_t dot4(uint32_t x, const int8_t* w) {
   return static_cast<uint32_t>(sum);
 }
 
-void multiply(const uint32_t* x, int64_t width, const int8_t* values, const uint8_t* col, const int32_t* crow,
-              int64_t rows, uint32_t* y) {
-  for (int64_t r = 0; r < rows; ++r, y += width) {
-    for (int64_t i = crow[r]; i < crow[r + 1]; ++i) {
-      const uint32_t* from = x + col[i] * width;
-      for (int64_t m = 0; m < width; ++m) y[m] += dot4(from[m], values + i * 4);
+const int8_t* block(const Segments& w, int64_t i) { return static_cast<const int8_t*>(w.values) + i * 4; }
+
+void multiply(const uint32_t* x, int64_t width, const Segments& w, uint32_t* y) {
+  for (int64_t s = 0; s < w.count; ++s) {
+    uint32_t* to = y + (w.order[s] & (kBlockRows - 1)) * width;
+    for (int64_t i = w.crow[s]; i < w.crow[s + 1]; ++i) {
+      const uint32_t* from = x + w.col[i] * width;
+      for (int64_t m = 0; m < width; ++m) to[m] += dot4(from[m], block(w, i));
     }
   }
 }
 
-void multiply_row(const uint32_t* x, const int8_t* values, const uint8_t* col, const int32_t* crow, int64_t n_stride,
-                  int64_t panels, int64_t panel, int64_t rows, uint32_t* y) {
-  for (int64_t r = 0; r < rows; ++r) y[r] = 0;
-  for (int64_t p = 0; p < panels; ++p, x += panel, crow += n_stride) {
-    for (int64_t r = 0; r < rows; ++r)
-      for (int64_t i = crow[r]; i < crow[r + 1]; ++i) y[r] += dot4(x[col[i]], values + i * 4);
-  }
+void multiply_row(const uint32_t* x, const Segments& w, int64_t n_stride, int64_t order_stride, int64_t panels,
+                  int64_t panel, uint32_t* y) {
+  uint32_t sums[kBlockRows] = {};
+  const int32_t* crow = w.crow;
+  const int32_t* order = w.order;
+  for (int64_t p = 0; p < panels; ++p, x += panel, crow += n_stride, order += order_stride)
+    for (int64_t s = 0; s < w.count; ++s)
+      for (int64_t i = crow[s]; i < crow[s + 1]; ++i)
+        sums[order[s] & (kBlockRows - 1)] += dot4(x[w.col[i]], block(w, i));
+  for (int64_t r = 0; r < w.count; ++r) y[r] = sums[r];
 }
 
 void scale(uint32_t* y, int64_t width, int64_t rows, const int32_t* row_sum, const float* scale,

@@ -23,9 +23,19 @@ void check_crow(const int32_t* crow, int64_t segments, int64_t nnz) {
       message("crow must not decrease, got ", crow[i], " and then ", crow[i + 1], " at index ", i + 1));
 }
 
+// The order of a block whose rows are stored in theirs.
+struct InOrder {
+  int32_t row[kBlockRows];
+  InOrder() {
+    for (int64_t r = 0; r < kBlockRows; ++r) row[r] = static_cast<int32_t>(r);
+  }
+};
+const InOrder in_order;
+
 }  // namespace
 
-PanelCsr check_panel_csr(const View& crow, const View& col, int64_t nnz, int64_t n, int64_t k, int64_t panel) {
+PanelCsr check_panel_csr(const View& crow, const View& col, const View* order, int64_t nnz, int64_t n, int64_t k,
+                         int64_t panel) {
   check_dtype(crow, "crow", DType::i32);
   check_dtype(col, "col", DType::u8);
   BIGMODEL_CHECK(panel >= 1 && panel <= kPanelColumns, "panel must be in [1, 256], got ", panel);
@@ -36,7 +46,13 @@ PanelCsr check_panel_csr(const View& crow, const View& col, int64_t nnz, int64_t
   check_vector(crow, "crow", segments + 1);
   check_vector(col, "col", nnz);
   check_crow(crow.as<int32_t>(), segments, nnz);
-  return {col.as<uint8_t>(), crow.as<int32_t>(), n, k, panel, panels, nnz};
+  if (!order)
+    return {col.as<uint8_t>(), crow.as<int32_t>(), in_order.row, 0, 0, n, k, panel, panels, nnz,
+            kTileLanes,        kBlockRows};
+  check_dtype(*order, "order", DType::i32);
+  check_vector(*order, "order", segments);
+  const int64_t rows = order_rows(n);
+  return {col.as<uint8_t>(), crow.as<int32_t>(), order->as<int32_t>(), n, 1, n, k, panel, panels, nnz, rows, rows};
 }
 
 int64_t check_features(const View& features, const char* name) {

@@ -1,13 +1,19 @@
 // Panel-CSR, the layout of a sparse matrix W [N,K] (or of its 1x4 blocks, then K counts blocks): panels of `panel`
 // columns, each in CSR order.
 //
-//   col  uint8 [nnz]               column within the panel
-//   crow int32 [panels * N + 1]    entries of row n in panel p: crow[p * N + n] up to crow[p * N + n + 1]
+//   col   uint8 [nnz]               column within the panel
+//   crow  int32 [panels * N + 1]    entries of row n in panel p: crow[p * N + n] up to crow[p * N + n + 1]
+//   order int32 [panels * N]        or absent
+//
+// With `order`, the rows of each block of order_rows(N) may be stored in any order, panel by panel another: at place n
+// of panel p is the block's row order[p * N + n]. Rows with equally many entries next to each other are multiplied
+// faster.
 //
 // Trust: `crow` is checked in full on every call (it is small), so entries are always found within values and col.
-// `col` is not, because at M=1 reading it once more would cost as much as the product. Instead every kernel's panel of
-// activations or accumulators has 256 readable (writable) columns, so no byte can point outside: an entry whose column
-// is not below its panel's width yields unspecified numbers in its own row (or is lost), never a stray access.
+// `col` and `order` are not, because at M=1 reading them once more would cost as much as the product. Instead every
+// kernel's panel of activations or accumulators has 256 readable (writable) columns, so no byte can point outside: an
+// entry whose column is not below its panel's width yields unspecified numbers in its own row (or is lost), never a
+// stray access. Likewise a block's sums have room for every row that the 9 bits used of `order` can name.
 #pragma once
 
 #include <atomic>
@@ -16,20 +22,37 @@
 
 #include "../common/parallel.h"
 #include "../common/view.h"
+#include "segments.h"
 #include "tiles.h"
 
 namespace bigmodel {
 
 constexpr int64_t kPanelColumns = 256;  // what an index byte can reach
 
+// Rows of a block within which `order` permutes: blocks are even in number, as equal as their multiples of 16 allow,
+// and have at most 512 rows.
+inline int64_t order_rows(int64_t n) {
+  const int64_t blocks = 2 * ((n + 2 * kBlockRows - 1) / (2 * kBlockRows));
+  return blocks == 0 ? 16 : ((n + blocks - 1) / blocks + 15) / 16 * 16;
+}
+
 struct PanelCsr {
   const uint8_t* col;
   const int32_t* crow;
+  const int32_t* order;  // of panel p and place n: order[p * order_stride + n * order_step]
+  int64_t order_stride, order_step;
   int64_t n, k, panel, panels, nnz;
+  int64_t step;   // rows may be shared out among threads in multiples of this
+  int64_t block;  // rows a kernel may be given at a time, if they begin at a multiple of step
+
+  Segments segments(const void* values, DType dtype, int64_t p, int64_t begin, int64_t count) const {
+    return {values, dtype, col, crow + p * n + begin, order + p * order_stride + begin * order_step, count, nnz};
+  }
 };
 
-// Checks everything that the text above promises; `nnz` is the number of values.
-PanelCsr check_panel_csr(const View& crow, const View& col, int64_t nnz, int64_t n, int64_t k, int64_t panel);
+// Checks everything that the text above promises; `nnz` is the number of values, `order` may be null.
+PanelCsr check_panel_csr(const View& crow, const View& col, const View* order, int64_t nnz, int64_t n, int64_t k,
+                         int64_t panel);
 
 // `features` [..., size]: contiguous, at least 1-d. Returns the product of the leading sizes.
 int64_t check_features(const View& features, const char* name);
@@ -45,7 +68,7 @@ const float* bias_as_float(const View* bias, float* buffer);
 
 // Cuts `total` into `parts` ranges that start at multiples of `step`; returns the start of range `i`.
 inline int64_t part_begin(int64_t total, int64_t parts, int64_t step, int64_t i) {
-  return i == parts ? total : total / step * i / parts * step;
+  return i == parts ? total : (total + step - 1) / step * i / parts * step;
 }
 
 // Below this many multiply-adds a second thread costs more than it saves.

@@ -22,20 +22,19 @@ const KernelLevel level_of_sparse_linear("sparse_linear", [] { return variants.l
 const KernelLevel level_of_sparse_linear_grad_input("sparse_linear_grad_input", [] { return variants.level(); });
 const KernelLevel level_of_sparse_linear_grad_values("sparse_linear_grad_values", [] { return variants.level(); });
 
-constexpr int64_t kBlockRows = 512;  // rows whose sums (128 KiB) stay in the second-level cache over all panels
-constexpr int64_t kFewRows = 3;      // up to so many rows of activations, one at a time beats a tile of 16
+constexpr int64_t kFewRows = 2;  // up to so many rows of activations, one at a time beats a tile of 16
 
 enum Slot { kTileSlot, kSumSlot, kBiasSlot };
 
 float* floats(Slot slot, int64_t count) { return static_cast<float*>(scratch(slot, static_cast<size_t>(count) * 4)); }
 
-// The tile of `rows` rows of x [.., columns], followed by 256 columns of zeros; null without memory.
-float* packed_tile(const TileKernels& tiles, const View& x, int64_t first, int64_t rows, int64_t columns,
-                   int64_t width) {
-  float* tile = floats(kTileSlot, (columns + kPanelColumns) * width);
+// The tile of `rows` rows of x [.., columns], followed by `more` columns of zeros; null without memory.
+float* packed_tile(const TileKernels& tiles, const View& x, int64_t first, int64_t rows, int64_t columns, int64_t width,
+                   int64_t more = kPanelColumns) {
+  float* tile = floats(kTileSlot, (columns + more) * width);
   if (!tile) return nullptr;
   tiles.pack(x.as<char>() + first * columns * element_size(x.dtype), x.dtype, columns, rows, columns, width, tile);
-  std::memset(tile + columns * width, 0, static_cast<size_t>(kPanelColumns * width) * 4);
+  std::memset(tile + columns * width, 0, static_cast<size_t>(more * width) * 4);
   return tile;
 }
 
@@ -48,13 +47,18 @@ struct Forward {
 
   char* out_at(int64_t m, int64_t n) const { return out.as<char>() + (m * w.n + n) * element_size(out.dtype); }
 
+  // The block of rows that begins at n, in panel p.
+  Segments segments(int64_t p, int64_t n, int64_t end) const {
+    return w.segments(values.data, values.dtype, p, n, std::min(w.block, end - n));
+  }
+
   bool few(int64_t first, int64_t rows, int64_t begin, int64_t end) const {
     float* y = floats(kSumSlot, end - begin);
     for (int64_t m = first; y && m < first + rows; ++m) {
       const float* tile = packed_tile(tiles, x, m, 1, w.k, 1);
       if (!tile) return false;
-      kernels.multiply_row(tile, values.data, values.dtype, w.col, w.crow + begin, w.n, w.panels, w.panel, end - begin,
-                           y);
+      for (int64_t n = begin; n < end; n += w.block)
+        kernels.multiply_row(tile, segments(0, n, end), w.n, w.order_stride, w.panels, w.panel, y + n - begin);
       tiles.unpack(y, 1, end - begin, 1, bias ? bias + begin : nullptr, out_at(m, begin), out.dtype, w.n);
     }
     return y;
@@ -65,12 +69,11 @@ struct Forward {
     const float* tile = packed_tile(tiles, x, first, rows, w.k, width);
     float* y = floats(kSumSlot, kBlockRows * width);
     if (!tile || !y) return false;
-    for (int64_t n = begin; n < end; n += kBlockRows) {
-      const int64_t block = std::min(kBlockRows, end - n);
+    for (int64_t n = begin; n < end; n += w.block) {
+      const int64_t block = std::min(w.block, end - n);
       std::memset(y, 0, static_cast<size_t>(block * width) * 4);
       for (int64_t p = 0; p < w.panels; ++p)
-        kernels.multiply(tile + p * w.panel * width, width, values.data, values.dtype, w.col, w.crow + p * w.n + n,
-                         block, y);
+        kernels.multiply(tile + p * w.panel * width, width, segments(p, n, end), y);
       tiles.unpack(y, rows, block, width, bias ? bias + n : nullptr, out_at(first, n), out.dtype, w.n);
     }
     return true;
@@ -88,40 +91,42 @@ void check_values(const View& values, const View& x, const char* x_name) {
 
 }  // namespace
 
-void sparse_linear(const View& x, const View& values, const View& crow, const View& col, const View* bias,
-                   const View& out, int64_t panel) {
+void sparse_linear(const View& x, const View& values, const View& crow, const View& col, const View* order,
+                   const View* bias, const View& out, int64_t panel) {
   check_values(values, x, "x");
   const int64_t m = check_features(x, "x");
   check_out(x, out);
   const int64_t n = out.sizes[out.ndim - 1], k = x.sizes[x.ndim - 1];
-  const PanelCsr w = check_panel_csr(crow, col, values.sizes[0], n, k, panel);
+  const PanelCsr w = check_panel_csr(crow, col, order, values.sizes[0], n, k, panel);
   check_bias(bias, n);
   std::vector<float> converted(bias && bias->dtype != DType::f32 ? n : 0);
   const Forward op{*variants.pick(), tile_kernels(), x, values, out, w, bias_as_float(bias, converted.data())};
-  for_each_tile(m, n, kTileLanes, m * w.nnz, [&](int64_t tile, int64_t begin, int64_t end) {
+  for_each_tile(m, n, w.step, m * w.nnz, [&](int64_t tile, int64_t begin, int64_t end) {
     const int64_t first = tile * kTileRows, rows = std::min(kTileRows, m - first);
     return rows <= kFewRows ? op.few(first, rows, begin, end) : op.many(first, rows, begin, end);
   });
 }
 
-void sparse_linear_grad_input(const View& grad, const View& values, const View& crow, const View& col, const View& out,
-                              int64_t panel) {
+void sparse_linear_grad_input(const View& grad, const View& values, const View& crow, const View& col,
+                              const View* order, const View& out, int64_t panel) {
   check_values(values, grad, "grad");
   const int64_t m = check_features(grad, "grad");
   check_out(grad, out);
   const int64_t n = grad.sizes[grad.ndim - 1], k = out.sizes[out.ndim - 1];
-  const PanelCsr w = check_panel_csr(crow, col, values.sizes[0], n, k, panel);
+  const PanelCsr w = check_panel_csr(crow, col, order, values.sizes[0], n, k, panel);
   const SparseKernels& kernels = *variants.pick();
   const TileKernels& tiles = tile_kernels();
   for_each_tile(m, w.panels, 1, m * w.nnz, [&](int64_t index, int64_t begin, int64_t end) {
     const int64_t first = index * kTileRows, rows = std::min(kTileRows, m - first), width = tile_width(rows);
-    const float* tile = packed_tile(tiles, grad, first, rows, n, width);
+    const float* tile = packed_tile(tiles, grad, first, rows, n, width, kBlockRows);
     float* dx = floats(kSumSlot, kPanelColumns * width);
     if (!tile || !dx) return false;
     for (int64_t p = begin; p < end; ++p) {
       const int64_t columns = std::min(panel, k - p * panel);
       std::memset(dx, 0, static_cast<size_t>(columns * width) * 4);
-      kernels.grad_input(tile, width, values.data, values.dtype, w.col, w.crow + p * n, n, dx);
+      for (int64_t r = 0; r < n; r += w.block)
+        kernels.grad_input(tile + r * width, width,
+                           w.segments(values.data, values.dtype, p, r, std::min(w.block, n - r)), dx);
       tiles.unpack(dx, rows, columns, width, nullptr,
                    out.as<char>() + (first * k + p * panel) * element_size(out.dtype), out.dtype, k);
     }
@@ -144,13 +149,14 @@ struct GradValues {
     for (int64_t first = 0; first < m; first += kTileRows) {
       const int64_t rows = std::min(kTileRows, m - first), width = tile_width(rows);
       const float* tile = packed_tile(tiles, x, first, rows, w.k, width);
-      float* g = floats(kSumSlot, (end - begin) * width);
+      float* g = floats(kSumSlot, (end - begin + kBlockRows) * width);
       if (!tile || !g) return false;
       tiles.pack(grad.as<char>() + (first * w.n + begin) * element_size(grad.dtype), grad.dtype, w.n, rows, end - begin,
                  width, g);
       for (int64_t p = 0; p < w.panels; ++p)
-        kernels.grad_values(g, tile + p * w.panel * width, width, w.col, w.crow + p * w.n + begin, end - begin,
-                            first > 0, dvalues);
+        for (int64_t n = begin; n < end; n += w.block)
+          kernels.grad_values(g + (n - begin) * width, tile + p * w.panel * width, width,
+                              w.segments(nullptr, DType::f32, p, n, std::min(w.block, end - n)), first > 0, dvalues);
     }
     return true;
   }
@@ -158,8 +164,8 @@ struct GradValues {
 
 }  // namespace
 
-void sparse_linear_grad_values(const View& grad, const View& x, const View& crow, const View& col, const View& out,
-                               int64_t panel) {
+void sparse_linear_grad_values(const View& grad, const View& x, const View& crow, const View& col, const View* order,
+                               const View& out, int64_t panel) {
   check_float(grad, "grad");
   check_dtype(x, "x", grad.dtype);
   const int64_t m = check_features(x, "x");
@@ -170,7 +176,7 @@ void sparse_linear_grad_values(const View& grad, const View& x, const View& crow
   check_ndim(out, "out", 1);
   check_contiguous(out, "out");
   const int64_t n = grad.sizes[grad.ndim - 1], k = x.sizes[x.ndim - 1];
-  const PanelCsr w = check_panel_csr(crow, col, out.sizes[0], n, k, panel);
+  const PanelCsr w = check_panel_csr(crow, col, order, out.sizes[0], n, k, panel);
   const TileKernels& tiles = tile_kernels();
   const bool in_place = out.dtype == DType::f32;
   std::vector<float> wide(in_place ? 0 : w.nnz);
@@ -180,7 +186,7 @@ void sparse_linear_grad_values(const View& grad, const View& x, const View& crow
   const int64_t threads = m * w.nnz < kSerialWork ? 1 : num_threads();
   std::atomic<bool> ok{true};
   parallel_for(threads, 1, [&](int64_t first, int64_t last) {
-    const int64_t begin = part_begin(n, threads, kTileLanes, first), end = part_begin(n, threads, kTileLanes, last);
+    const int64_t begin = part_begin(n, threads, w.step, first), end = part_begin(n, threads, w.step, last);
     if (begin < end && !op.run(begin, end)) ok = false;
   });
   if (!ok) throw std::bad_alloc();

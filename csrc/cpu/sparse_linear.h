@@ -17,37 +17,37 @@
 #include <cstdint>
 
 #include "../common/view.h"
+#include "segments.h"
 
 namespace bigmodel {
 
-// One thread's share each. `crow` points at the first row's start, of `rows` rows; `values` (float32, bfloat16,
-// float16) and `col` at the matrix's first entry. A tile's panel has 256 accessible columns; width as in tiles.h.
+// One thread's share each: a block of rows of one panel. A panel's tile has 256 accessible columns, width as in
+// tiles.h; arrays [512] hold a row for each that an order can name.
 struct SparseKernels {
-  // y [rows][width] += W's panel times x, the panel's tile [256][width].
-  void (*multiply)(const float* x, int64_t width, const void* values, DType dtype, const uint8_t* col,
-                   const int32_t* crow, int64_t rows, float* y);
+  // y [512][width] += W's panel times x, the panel's tile [256][width].
+  void (*multiply)(const float* x, int64_t width, const Segments& w, float* y);
 
-  // y [rows] = W times one row x [panels * panel + 256], over all panels; row n of panel p is crow[p * n_stride + n].
-  void (*multiply_row)(const float* x, const void* values, DType dtype, const uint8_t* col, const int32_t* crow,
-                       int64_t n_stride, int64_t panels, int64_t panel, int64_t rows, float* y);
+  // y [rows] = W times one row x [panels * panel + 256], over all panels: those after the one that w describes have
+  // their crow and order n_stride and order_stride further on.
+  void (*multiply_row)(const float* x, const Segments& w, int64_t n_stride, int64_t order_stride, int64_t panels,
+                       int64_t panel, float* y);
 
-  // dx [256][width] += W's panel, transposed, times grad [rows][width].
-  void (*grad_input)(const float* grad, int64_t width, const void* values, DType dtype, const uint8_t* col,
-                     const int32_t* crow, int64_t rows, float* dx);
+  // dx [256][width] += W's panel, transposed, times grad [512][width].
+  void (*grad_input)(const float* grad, int64_t width, const Segments& w, float* dx);
 
-  // dvalues[i] (+)= grad's row times x's column, for the entries i of the panel's rows; `add` says whether to add.
-  void (*grad_values)(const float* grad, const float* x, int64_t width, const uint8_t* col, const int32_t* crow,
-                      int64_t rows, bool add, float* dvalues);
+  // dvalues[i] (+)= grad's row times x's column, for the entries i of the segments; `add` says whether to add. Reads
+  // neither w.values nor w.dtype.
+  void (*grad_values)(const float* grad, const float* x, int64_t width, const Segments& w, bool add, float* dvalues);
 };
 
 extern const SparseKernels sparse_kernels_scalar, sparse_kernels_avx2, sparse_kernels_avx512;
 
-// x [..., K], out [..., N], grad [..., N]; bias may be null.
-void sparse_linear(const View& x, const View& values, const View& crow, const View& col, const View* bias,
-                   const View& out, int64_t panel);
-void sparse_linear_grad_input(const View& grad, const View& values, const View& crow, const View& col, const View& out,
-                              int64_t panel);
-void sparse_linear_grad_values(const View& grad, const View& x, const View& crow, const View& col, const View& out,
-                               int64_t panel);
+// x [..., K], out [..., N], grad [..., N]; bias and order may be null.
+void sparse_linear(const View& x, const View& values, const View& crow, const View& col, const View* order,
+                   const View* bias, const View& out, int64_t panel);
+void sparse_linear_grad_input(const View& grad, const View& values, const View& crow, const View& col,
+                              const View* order, const View& out, int64_t panel);
+void sparse_linear_grad_values(const View& grad, const View& x, const View& crow, const View& col, const View* order,
+                               const View& out, int64_t panel);
 
 }  // namespace bigmodel

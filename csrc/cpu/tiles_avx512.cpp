@@ -24,12 +24,18 @@ __m256i to_bf16(__m512 v) {
 
 void store(void* out, DType dtype, int64_t i, __mmask16 mask, __m512 v) {
   if (dtype == DType::f32) {
-    _mm512_mask_storeu_ps(static_cast<float*>(out) + i, mask, v);
+    if (mask == 0xffff)
+      _mm512_storeu_ps(static_cast<float*>(out) + i, v);
+    else
+      _mm512_mask_storeu_ps(static_cast<float*>(out) + i, mask, v);
     return;
   }
   const __m256i h =
       dtype == DType::f16 ? _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC) : to_bf16(v);
-  _mm256_mask_storeu_epi16(static_cast<uint16_t*>(out) + i, mask, h);
+  if (mask == 0xffff)
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(static_cast<uint16_t*>(out) + i), h);
+  else
+    _mm256_mask_storeu_epi16(static_cast<uint16_t*>(out) + i, mask, h);
 }
 
 // v[i][j] <-> v[j][i]: pairs of lanes, then pairs of those, then the 128-bit quarters, twice.
@@ -60,14 +66,19 @@ void transpose(__m512* v) {
 
 __mmask16 first_lanes(int64_t count) { return static_cast<__mmask16>(count >= 16 ? 0xffff : (1 << count) - 1); }
 
+// 16 rows at a time from end to end: as many streams as the processor prefetches. Whole vectors are stored without a
+// mask, which costs more than the store.
 void pack(const void* x, DType dtype, int64_t stride, int64_t rows, int64_t columns, int64_t width, float* tile) {
-  for (int64_t c = 0; c < columns; c += 16) {
-    const __mmask16 mask = first_lanes(columns - c);
-    if (width == 1) {
+  if (width == 1) {
+    for (int64_t c = 0; c < columns; c += 16) {
+      const __mmask16 mask = first_lanes(columns - c);
       _mm512_mask_storeu_ps(tile + c, mask, load(x, dtype, c, mask));
-      continue;
     }
-    for (int64_t r = 0; r < width; r += 16) {
+    return;
+  }
+  for (int64_t r = 0; r < width; r += 16) {
+    for (int64_t c = 0; c < columns; c += 16) {
+      const __mmask16 mask = first_lanes(columns - c);
       __m512 v[16];
       for (int64_t i = 0; i < 16; ++i)
         v[i] = r + i < rows ? load(x, dtype, (r + i) * stride + c, mask) : _mm512_setzero_ps();
@@ -82,14 +93,14 @@ void pack(const void* x, DType dtype, int64_t stride, int64_t rows, int64_t colu
 
 void unpack(const float* tile, int64_t rows, int64_t columns, int64_t width, const float* bias, void* out, DType dtype,
             int64_t stride) {
-  for (int64_t c = 0; c < columns; c += 16) {
-    const __mmask16 mask = first_lanes(columns - c);
-    const __m512 b = bias ? _mm512_maskz_loadu_ps(mask, bias + c) : _mm512_set1_ps(-0.0f);  // -0 changes nothing
-    if (width == 1) {
-      store(out, dtype, c, mask, _mm512_add_ps(_mm512_maskz_loadu_ps(mask, tile + c), b));
-      continue;
-    }
-    for (int64_t r = 0; r < rows; r += 16) {
+  for (int64_t r = 0; r < (width == 1 ? 1 : rows); r += 16) {
+    for (int64_t c = 0; c < columns; c += 16) {
+      const __mmask16 mask = first_lanes(columns - c);
+      const __m512 b = bias ? _mm512_maskz_loadu_ps(mask, bias + c) : _mm512_set1_ps(-0.0f);  // -0 changes nothing
+      if (width == 1) {
+        store(out, dtype, c, mask, _mm512_add_ps(_mm512_maskz_loadu_ps(mask, tile + c), b));
+        continue;
+      }
       __m512 v[16];
       for (int64_t i = 0; i < 16; ++i)
         v[i] = c + i < columns ? _mm512_loadu_ps(tile + (c + i) * width + r) : _mm512_setzero_ps();

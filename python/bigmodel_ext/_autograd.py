@@ -50,38 +50,38 @@ def _int8_linear_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 
 
 def _int8_sparse_linear_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, values, crow, col, weight_scale, _, bias, ctx.panel = inputs
-    ctx.save_for_backward(values, crow, col, weight_scale, bias)
+    x, values, crow, col, weight_scale, _, bias, ctx.panel, order = inputs
+    ctx.save_for_backward(values, crow, col, weight_scale, bias, order)
     ctx.in_features = x.shape[-1]
 
 
 def _int8_sparse_linear_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    values, crow, col, weight_scale, bias = ctx.saved_tensors
+    values, crow, col, weight_scale, bias, order = ctx.saved_tensors
     dx = None
     if ctx.needs_input_grad[0]:
         n, k = weight_scale.shape[0], ctx.in_features
         blocks = -(-k // 4)
-        weight = _reference.sparse_to_dense(values, crow, col, n, blocks, ctx.panel).reshape(n, blocks * 4)[:, :k]
+        weight = _reference.sparse_to_dense(values, crow, col, n, blocks, ctx.panel, order).reshape(n, -1)[:, :k]
         dx = ((grad.float() * weight_scale) @ weight.float()).to(grad.dtype)
     dbias = _column_sums(grad, bias) if ctx.needs_input_grad[6] else None
-    return dx, None, None, None, None, None, dbias, None
+    return dx, None, None, None, None, None, dbias, None, None
 
 
 def _sparse_linear_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, values, crow, col, bias, _, ctx.panel = inputs
-    ctx.save_for_backward(x, values, crow, col, bias)
+    x, values, crow, col, bias, _, ctx.panel, order = inputs
+    ctx.save_for_backward(x, values, crow, col, bias, order)
 
 
 def _sparse_linear_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    x, values, crow, col, bias = ctx.saved_tensors
+    x, values, crow, col, bias, order = ctx.saved_tensors
     dx = dvalues = dbias = None
     if ctx.needs_input_grad[0]:
-        dx = _ops.sparse_linear_grad_input(grad, values, crow, col, x.shape[-1], ctx.panel)
+        dx = _ops.sparse_linear_grad_input(grad, values, crow, col, x.shape[-1], ctx.panel, order)
     if ctx.needs_input_grad[1]:
-        dvalues = _ops.sparse_linear_grad_values(grad, x, crow, col, ctx.panel).to(values.dtype)
+        dvalues = _ops.sparse_linear_grad_values(grad, x, crow, col, ctx.panel, order).to(values.dtype)
     if ctx.needs_input_grad[4]:
         dbias = _column_sums(grad, bias)
-    return dx, dvalues, None, None, dbias, None, None
+    return dx, dvalues, None, None, dbias, None, None, None
 
 
 def _fused_dropout_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -129,33 +129,33 @@ def _fused_dropout_norm_backward(
 
 
 def _grad_input_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    grad, values, crow, col, _, ctx.panel = inputs
-    ctx.save_for_backward(grad, values, crow, col)
+    grad, values, crow, col, _, ctx.panel, order = inputs
+    ctx.save_for_backward(grad, values, crow, col, order)
 
 
 def _grad_input_backward(ctx: Any, out: Tensor) -> tuple[Tensor | None, ...]:
-    grad, values, crow, col = ctx.saved_tensors
+    grad, values, crow, col, order = ctx.saved_tensors
     dgrad = dvalues = None
     if ctx.needs_input_grad[0]:
-        dgrad = _ops.sparse_linear(out, values, crow, col, None, grad.shape[-1], ctx.panel)
+        dgrad = _ops.sparse_linear(out, values, crow, col, None, grad.shape[-1], ctx.panel, order)
     if ctx.needs_input_grad[1]:
-        dvalues = _ops.sparse_linear_grad_values(grad, out, crow, col, ctx.panel).to(values.dtype)
-    return dgrad, dvalues, None, None, None, None
+        dvalues = _ops.sparse_linear_grad_values(grad, out, crow, col, ctx.panel, order).to(values.dtype)
+    return dgrad, dvalues, None, None, None, None, None
 
 
 def _grad_values_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    grad, x, crow, col, ctx.panel = inputs
-    ctx.save_for_backward(grad, x, crow, col)
+    grad, x, crow, col, ctx.panel, order = inputs
+    ctx.save_for_backward(grad, x, crow, col, order)
 
 
 def _grad_values_backward(ctx: Any, out: Tensor) -> tuple[Tensor | None, ...]:
-    grad, x, crow, col = ctx.saved_tensors
+    grad, x, crow, col, order = ctx.saved_tensors
     dgrad = dx = None
     if ctx.needs_input_grad[0]:
-        dgrad = _ops.sparse_linear(x, out, crow, col, None, grad.shape[-1], ctx.panel)
+        dgrad = _ops.sparse_linear(x, out, crow, col, None, grad.shape[-1], ctx.panel, order)
     if ctx.needs_input_grad[1]:
-        dx = _ops.sparse_linear_grad_input(grad, out, crow, col, x.shape[-1], ctx.panel)
-    return dgrad, dx, None, None, None
+        dx = _ops.sparse_linear_grad_input(grad, out, crow, col, x.shape[-1], ctx.panel, order)
+    return dgrad, dx, None, None, None, None
 
 
 def _no_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

@@ -84,43 +84,55 @@ def check_int8_linear(x: Tensor, weight: Tensor, weight_scale: Tensor, bias: Ten
     _require_k(k)
 
 
-def _check_sparse(values: Tensor, crow: Tensor, col: Tensor, n: int, k: int, panel: int) -> None:
+def _check_sparse(values: Tensor, crow: Tensor, col: Tensor, n: int, k: int, panel: int, order: Tensor | None) -> None:
     _require_dtype("crow", crow, torch.int32)
     _require_dtype("col", col, torch.uint8)
     require(1 <= panel <= 256, lambda: f"panel must be in [1, 256], got {panel}")
     require(n >= 0, lambda: f"out_features must not be negative, got {n}")
     _require_shape("crow", crow, -(-k // panel) * n + 1)
     _require_shape("col", col, values.shape[0])
+    if order is not None:
+        _require_dtype("order", order, torch.int32)
+        _require_shape("order", order, -(-k // panel) * n)
 
 
 def check_sparse_linear(
-    x: Tensor, values: Tensor, crow: Tensor, col: Tensor, bias: Tensor | None, out_features: int, panel: int
+    x: Tensor,
+    values: Tensor,
+    crow: Tensor,
+    col: Tensor,
+    bias: Tensor | None,
+    out_features: int,
+    panel: int,
+    order: Tensor | None = None,
 ) -> None:
     _require_dtype("x", x, *FLOATS, torch.float64)
     _require_dtype("values", values, *dict.fromkeys((torch.float32, x.dtype)))
     _require_features(x)
     require(values.dim() == 1, lambda: f"values must be [nnz], got shape {list(values.shape)}")
-    _check_sparse(values, crow, col, out_features, x.shape[-1], panel)
+    _check_sparse(values, crow, col, out_features, x.shape[-1], panel, order)
     _require_bias(bias, out_features)
 
 
 def check_sparse_linear_grad_input(
-    grad: Tensor, values: Tensor, crow: Tensor, col: Tensor, in_features: int, panel: int
+    grad: Tensor, values: Tensor, crow: Tensor, col: Tensor, in_features: int, panel: int, order: Tensor | None = None
 ) -> None:
     _require_dtype("grad", grad, *FLOATS, torch.float64)
     _require_dtype("values", values, *dict.fromkeys((torch.float32, grad.dtype)))
     _require_features(grad)
     require(in_features >= 0, lambda: f"in_features must not be negative, got {in_features}")
     require(values.dim() == 1, lambda: f"values must be [nnz], got shape {list(values.shape)}")
-    _check_sparse(values, crow, col, grad.shape[-1], in_features, panel)
+    _check_sparse(values, crow, col, grad.shape[-1], in_features, panel, order)
 
 
-def check_sparse_linear_grad_values(grad: Tensor, x: Tensor, crow: Tensor, col: Tensor, panel: int) -> None:
+def check_sparse_linear_grad_values(
+    grad: Tensor, x: Tensor, crow: Tensor, col: Tensor, panel: int, order: Tensor | None = None
+) -> None:
     _require_dtype("grad", grad, *FLOATS, torch.float64)
     _require_dtype("x", x, grad.dtype)
     _require_features(x)
     _require_shape("grad", grad, *x.shape[:-1], grad.shape[-1])
-    _check_sparse(col, crow, col, grad.shape[-1], x.shape[-1], panel)
+    _check_sparse(col, crow, col, grad.shape[-1], x.shape[-1], panel, order)
 
 
 def check_int8_sparse_linear(
@@ -132,6 +144,7 @@ def check_int8_sparse_linear(
     row_sum: Tensor,
     bias: Tensor | None,
     panel: int,
+    order: Tensor | None = None,
 ) -> None:
     _require_dtype("x", x, *FLOATS)
     _require_dtype("values", values, torch.int8)
@@ -144,7 +157,7 @@ def check_int8_sparse_linear(
     require(weight_scale.dim() == 1, lambda: f"weight_scale must be [N], got shape {list(weight_scale.shape)}")
     n, k = weight_scale.shape[0], x.shape[-1]
     _require_shape("row_sum", row_sum, n)
-    _check_sparse(values, crow, col, n, -(-k // 4), panel)
+    _check_sparse(values, crow, col, n, -(-k // 4), panel, order)
     _require_bias(bias, n)
     _require_k(k)
 

@@ -45,25 +45,26 @@ OPS: dict[str, tuple[str, Callable[..., None], Callable[..., Any]]] = {
         lambda x, weight, weight_scale, bias: _rows(x, weight_scale.shape[0]),
     ),
     "sparse_linear": (
-        f"(Tensor x, Tensor values, {_INDICES}, Tensor? bias, SymInt out_features, int panel) -> Tensor",
+        f"(Tensor x, Tensor values, {_INDICES}, Tensor? bias, SymInt out_features, int panel,"
+        " Tensor? order=None) -> Tensor",
         checks.check_sparse_linear,
-        lambda x, values, crow, col, bias, out_features, panel: _rows(x, out_features),
+        lambda x, values, crow, col, bias, out_features, panel, order=None: _rows(x, out_features),
     ),
     "sparse_linear_grad_input": (
-        f"(Tensor grad, Tensor values, {_INDICES}, SymInt in_features, int panel) -> Tensor",
+        f"(Tensor grad, Tensor values, {_INDICES}, SymInt in_features, int panel, Tensor? order=None) -> Tensor",
         checks.check_sparse_linear_grad_input,
-        lambda grad, values, crow, col, in_features, panel: _rows(grad, in_features),
+        lambda grad, values, crow, col, in_features, panel, order=None: _rows(grad, in_features),
     ),
     "sparse_linear_grad_values": (
-        f"(Tensor grad, Tensor x, {_INDICES}, int panel) -> Tensor",
+        f"(Tensor grad, Tensor x, {_INDICES}, int panel, Tensor? order=None) -> Tensor",
         checks.check_sparse_linear_grad_values,
-        lambda grad, x, crow, col, panel: grad.new_empty(col.shape),
+        lambda grad, x, crow, col, panel, order=None: grad.new_empty(col.shape),
     ),
     "int8_sparse_linear": (
-        f"(Tensor x, Tensor values, {_INDICES}, Tensor weight_scale, Tensor row_sum, Tensor? bias, int panel)"
-        " -> Tensor",
+        f"(Tensor x, Tensor values, {_INDICES}, Tensor weight_scale, Tensor row_sum, Tensor? bias, int panel,"
+        " Tensor? order=None) -> Tensor",
         checks.check_int8_sparse_linear,
-        lambda x, values, crow, col, weight_scale, row_sum, bias, panel: _rows(x, weight_scale.shape[0]),
+        lambda x, values, crow, col, weight_scale, row_sum, bias, panel, order=None: _rows(x, weight_scale.shape[0]),
     ),
     "dropout_seed": (
         "(Tensor x) -> Tensor",

@@ -30,8 +30,14 @@ def pack(weight_q: Tensor, panel: int = PANEL) -> tuple[Tensor, Tensor, Tensor, 
 
 
 def unpack(
-    values: Tensor, crow: Tensor, col: Tensor, out_features: int, in_features: int, panel: int = PANEL
+    values: Tensor,
+    crow: Tensor,
+    col: Tensor,
+    out_features: int,
+    in_features: int,
+    panel: int = PANEL,
+    order: Tensor | None = None,
 ) -> Tensor:
-    """The inverse of :func:`pack`: int8 [N,K]."""
-    dense = sparse_to_dense(values, crow, col, out_features, -(-in_features // 4), panel)
+    """The inverse of :func:`pack`, and of ``csr.sort_rows`` after it: int8 [N,K]."""
+    dense = sparse_to_dense(values, crow, col, out_features, -(-in_features // 4), panel, order)
     return dense.flatten(1)[:, :in_features].contiguous()

@@ -4,8 +4,13 @@
     col    uint8 [nnz]                column within the panel (so a panel has at most 256)
     crow   int32 [panels * N + 1]     where row n of panel p begins: crow[p * N + n]
 
-One byte of index per entry, and a kernel that keeps a panel's activations in cache reads the matrix front to back. The
-format is saved as it is: there is no packed copy.
+One byte of index per entry, and a kernel that keeps a panel's activations in cache reads the matrix front to back.
+
+The rows of each block of `order_rows(N)` (at most 512) may also be stored in any other order, panel by panel another:
+
+    order  int32 [panels * N]         at place n of panel p is its block's row order[p * N + n]
+
+Layers hold the matrix sorted by :func:`sort_rows` and nothing else; files hold it unsorted, without `order`.
 """
 
 from __future__ import annotations
@@ -13,7 +18,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from bigmodel_ext._reference import panel_rows_columns, sparse_to_dense
+from bigmodel_ext._reference import order_rows, panel_rows_columns, sparse_to_dense
 
 PANEL = 128
 WIDE_PANEL = 256
@@ -22,7 +27,7 @@ WIDE_PANEL = 256
 def panel_for(density: float) -> int:
     """The fastest panel for a share of stored entries: 128 columns of activations fit the first-level cache, but where
     few entries are stored, longer rows save more than the cache loses."""
-    return WIDE_PANEL if density <= 0.11 else PANEL
+    return WIDE_PANEL if density <= 0.07 else PANEL
 
 
 def panel_of(crow: Tensor, out_features: int, in_features: int) -> int | None:
@@ -44,26 +49,70 @@ def pack(weight: Tensor, mask: Tensor | None = None, panel: int = PANEL) -> tupl
     n, k = weight.shape
     panels = -(-k // panel)
     pad = (0, panels * panel - k)
-    cut = torch.nn.functional.pad(weight, pad).view(n, panels, panel).transpose(0, 1)
-    kept = torch.nn.functional.pad(mask, pad).view(n, panels, panel).transpose(0, 1)
+    kept = torch.nn.functional.pad(mask, pad).view(n, panels, panel).transpose(0, 1).contiguous()
     ends = kept.sum(-1).flatten().cumsum(0)
     if panels * n and int(ends[-1]) >= 2**31:
         raise ValueError(f"at most 2^31 - 1 entries can be stored, got {int(ends[-1])}")
     crow = torch.cat([ends.new_zeros(1), ends]).to(torch.int32)
-    col = torch.arange(panel, device=weight.device, dtype=torch.uint8).expand(kept.shape)[kept]
-    return cut[kept], crow, col
+    entries = kept.flatten().nonzero().squeeze(1)  # one index an entry: indexing by the mask itself makes three, twice
+    cut = torch.nn.functional.pad(weight, pad).view(n, panels, panel).transpose(0, 1)
+    return cut.flatten()[entries], crow, (entries % panel).to(torch.uint8)
+
+
+def rows_in_order(out_features: int, panels: int, device: torch.device | str | None = None) -> Tensor:
+    """`order` int32 [panels * N] of a matrix whose rows are where :func:`pack` put them."""
+    rows = torch.arange(out_features, device=device) % order_rows(out_features)
+    return rows.to(torch.int32).repeat(panels)
+
+
+def sort_rows(values: Tensor, crow: Tensor, col: Tensor, out_features: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """What :func:`pack` returned -> (values, crow, col, order): in each panel the rows of each block by their number of
+    entries. Runs of rows of one length are what the kernels multiply fastest."""
+    n, block, counts = out_features, order_rows(out_features), crow.diff()
+    segments = torch.arange(counts.shape[0], device=crow.device)
+    blocks = segments // max(n, 1) * -(-n // block) + segments % max(n, 1) // block
+    place = (blocks * (WIDE_PANEL + 1) + counts).argsort(stable=True)
+    moved = _move_rows(values, crow, col, place)
+    return *moved, (place % max(n, 1) % block).to(torch.int32)
+
+
+def unsort_rows(
+    values: Tensor, crow: Tensor, col: Tensor, out_features: int, order: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The inverse of :func:`sort_rows`: (values, crow, col) as :func:`pack` made them."""
+    n, block = max(out_features, 1), order_rows(out_features)
+    segments = torch.arange(order.shape[0], device=crow.device)
+    return _move_rows(values, crow, col, (segments - segments % n % block + order).argsort())
+
+
+def _move_rows(values: Tensor, crow: Tensor, col: Tensor, place: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Rows (of each panel) in another order: at i the one that was at place[i]."""
+    counts = crow.diff()[place].long()
+    ends = counts.cumsum(0)
+    # An entry stays as far behind its row's beginning as it was.
+    shift = torch.repeat_interleave(crow[:-1][place] - (ends - counts), counts)
+    entries = torch.arange(col.shape[0], device=crow.device) + shift
+    return values[entries], torch.cat([crow[:1], ends.to(torch.int32)]), col[entries]
 
 
 def unpack(
-    values: Tensor, crow: Tensor, col: Tensor, out_features: int, in_features: int, panel: int = PANEL
+    values: Tensor,
+    crow: Tensor,
+    col: Tensor,
+    out_features: int,
+    in_features: int,
+    panel: int = PANEL,
+    order: Tensor | None = None,
 ) -> Tensor:
-    """The inverse of :func:`pack`: dense [N,K]."""
-    return sparse_to_dense(values, crow, col, out_features, in_features, panel)
+    """The inverse of :func:`pack`, and of :func:`sort_rows` after it: dense [N,K]."""
+    return sparse_to_dense(values, crow, col, out_features, in_features, panel, order)
 
 
-def mask_of(crow: Tensor, col: Tensor, out_features: int, in_features: int, panel: int = PANEL) -> Tensor:
+def mask_of(
+    crow: Tensor, col: Tensor, out_features: int, in_features: int, panel: int = PANEL, order: Tensor | None = None
+) -> Tensor:
     """bool [N,K]: which entries are stored."""
-    rows, columns = panel_rows_columns(crow, col, out_features, panel)
+    rows, columns = panel_rows_columns(crow, col, out_features, panel, order)
     mask = torch.zeros((out_features, in_features), dtype=torch.bool, device=crow.device)
     mask[rows, columns] = True
     return mask

@@ -19,6 +19,7 @@ def sparse_linear(
     *,
     out_features: int,
     panel: int,
+    order: Tensor | None = None,
 ) -> Tensor:
     """A linear layer that stores and multiplies only some of its weights: ``y = x @ W.T + bias``.
 
@@ -30,6 +31,7 @@ def sparse_linear(
         bias: [N], any floating dtype.
         out_features: N.
         panel: columns to a panel, as packed.
+        order: int32, if the rows were sorted by ``formats.csr.sort_rows`` (faster).
 
     Returns:
         [..., N] in x's dtype; sums are float32.
@@ -38,7 +40,7 @@ def sparse_linear(
         TypeError: a dtype is not one of those above.
         ValueError: shapes do not match.
     """
-    return call(_sparse_linear, x, values, crow, col, bias, out_features, panel)
+    return call(_sparse_linear, x, values, crow, col, bias, out_features, panel, order)
 
 
 def int8_sparse_linear(
@@ -51,6 +53,7 @@ def int8_sparse_linear(
     bias: Tensor | None = None,
     *,
     panel: int,
+    order: Tensor | None = None,
 ) -> Tensor:
     """:func:`int8_linear` with weights in blocks of 1x4 of which only non-zero ones are stored.
 
@@ -60,6 +63,7 @@ def int8_sparse_linear(
         weight_scale: float32 [N].
         bias: [N], any floating dtype.
         panel: blocks to a panel, as packed.
+        order: int32, if the rows were sorted by ``formats.csr.sort_rows`` (faster).
 
     Returns:
         [..., N] in x's dtype; equal to :func:`int8_linear` on the same weights, bit for bit.
@@ -68,4 +72,4 @@ def int8_sparse_linear(
         TypeError: a dtype is not one of those above.
         ValueError: shapes do not match, or K exceeds 131071.
     """
-    return call(_int8_sparse_linear, x, values, crow, col, weight_scale, row_sum, bias, panel)
+    return call(_int8_sparse_linear, x, values, crow, col, weight_scale, row_sum, bias, panel, order)

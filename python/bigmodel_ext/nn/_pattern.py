@@ -1,4 +1,7 @@
-"""What the two sparse layers share: a pattern (crow, col) whose size is known only when it is loaded."""
+"""What the two sparse layers share: a pattern (crow, col, order) whose size is known only when it is loaded.
+
+Rows lie sorted, as the kernels like them (see formats.csr); a state dict holds them unsorted and without `order`.
+"""
 
 from __future__ import annotations
 
@@ -14,18 +17,33 @@ _STORED = ("values", "crow", "col")
 
 
 class PatternLinear(CompressedLinear):
-    """Holds crow and col over `columns` columns; `values` has one row for each entry of col."""
+    """Holds crow, col and order over `columns` columns; `values` has one row for each entry of col."""
 
     panel: int
     values: Tensor
     crow: Tensor
     col: Tensor
+    order: Tensor
 
     def _register_pattern(self, panel: int, device: torch.device | str | None) -> None:
         self.panel = panel
-        entries = -(-self.columns // panel) * self.out_features + 1
-        self.register_buffer("crow", torch.zeros(entries, dtype=torch.int32, device=device))
+        panels = -(-self.columns // panel)
+        self.register_buffer("crow", torch.zeros(panels * self.out_features + 1, dtype=torch.int32, device=device))
         self.register_buffer("col", torch.empty(0, dtype=torch.uint8, device=device))
+        self.register_buffer("order", csr.rows_in_order(self.out_features, panels, device), persistent=False)
+
+    def _sorted(self, values: Tensor, crow: Tensor, col: Tensor) -> Tensor:
+        """Take over a pattern as csr.pack makes it; returns the values in the order in which the layer holds them."""
+        values, self.crow, self.col, self.order = csr.sort_rows(values, crow, col, self.out_features)
+        return values
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        # A layer that waits for its pattern to be loaded has none to unsort.
+        if not self.crow.is_meta and int(self.crow[-1]) == self.col.shape[0]:
+            with torch.set_grad_enabled(keep_vars):
+                stored = csr.unsort_rows(self.values, self.crow, self.col, self.out_features, self.order)
+            destination.update(zip((prefix + name for name in _STORED), stored, strict=True))
 
     @property
     def columns(self) -> int:
@@ -68,6 +86,8 @@ class PatternLinear(CompressedLinear):
 
     def _pattern_loaded(self) -> None:
         """Derive what depends on values and pattern."""
+        if not self.crow.is_meta:
+            self.values.data = self._sorted(self.values.detach(), self.crow, self.col)
 
     def _prepare(self, values: Tensor, crow: Tensor, col: Tensor) -> str | None:
         """Check what is to be loaded and make room for it."""

@@ -15,8 +15,8 @@ class Int8SparseLinear(PatternLinear):
     """:class:`Int8Linear` on a block-sparse weight: equal to it bit for bit on the same int8 weights.
 
     ``values`` int8 [blocks,4], ``crow`` int32, ``col`` uint8 (see ``formats.block``) and ``weight_scale`` float32 [N]
-    are buffers and make up the state dict with ``bias``; ``row_sum`` int32 [N] is derived on loading. About five bytes
-    per stored block.
+    are buffers and make up the state dict with ``bias``; there rows are in their order, here sorted by length as the
+    derived ``order`` int32 says. ``row_sum`` int32 [N] is derived too. About five bytes per stored block.
 
     x: [..., K] float32, bfloat16 or float16; the result is [..., N] in x's dtype.
     """
@@ -54,7 +54,8 @@ class Int8SparseLinear(PatternLinear):
         require_int8_exact(linear)
         layer: Int8SparseLinear = cls._like(linear)
         q, scale = functional.quantize_rows(pruned(linear.weight.detach(), mask))
-        layer.values, layer.crow, layer.col, layer.row_sum = block.pack(q, layer.panel)
+        *packed, layer.row_sum = block.pack(q, layer.panel)
+        layer.values = layer._sorted(*packed)
         layer.weight_scale = scale
         return layer
 
@@ -66,7 +67,8 @@ class Int8SparseLinear(PatternLinear):
     @property
     def weight_q(self) -> Tensor:
         """int8 [N,K], unpacked on each access."""
-        return block.unpack(self.values, self.crow, self.col, self.out_features, self.in_features, self.panel)
+        shape = (self.out_features, self.in_features, self.panel)
+        return block.unpack(self.values, self.crow, self.col, *shape, self.order)
 
     @property
     def weight(self) -> Tensor:  # type: ignore[override]
@@ -82,7 +84,15 @@ class Int8SparseLinear(PatternLinear):
     def forward(self, x: Tensor) -> Tensor:
         self._require_features(x)
         return functional.int8_sparse_linear(
-            x, self.values, self.crow, self.col, self.weight_scale, self.row_sum, self.bias, panel=self.panel
+            x,
+            self.values,
+            self.crow,
+            self.col,
+            self.weight_scale,
+            self.row_sum,
+            self.bias,
+            panel=self.panel,
+            order=self.order,
         )
 
     @property
@@ -99,5 +109,6 @@ class Int8SparseLinear(PatternLinear):
         return None if fits else f"values must be torch.int8 [blocks, 4], got {values.dtype} {list(values.shape)}"
 
     def _pattern_loaded(self) -> None:
+        super()._pattern_loaded()
         if not self.values.is_meta:
             self.row_sum = self.weight_q.sum(1, dtype=torch.int32)

@@ -16,9 +16,11 @@ LAYOUTS = ("auto", "panel_csr")
 class SparseLinear(PatternLinear):
     """``y = x @ W.T + bias`` with W [N,K] in panel-CSR (see ``formats.csr``).
 
-    ``values`` [nnz] is a Parameter: training moves the stored weights and keeps the pattern. ``crow`` int32 and ``col``
-    uint8 are buffers. About five bytes per stored float32 weight. A state dict with another number of stored weights
-    can be loaded (values are resized: do so before an optimizer is made).
+    ``values`` [nnz] is a Parameter: training moves the stored weights and keeps the pattern. ``crow`` int32, ``col``
+    uint8 and ``order`` int32 are buffers; rows lie sorted by length. About five bytes per stored float32 weight.
+    The state dict holds ``values``, ``crow`` and ``col`` (copies, unsorted: as ``formats.csr.pack`` makes them) and
+    ``bias``. One with another number of stored weights can be loaded (values are resized: do so before an optimizer is
+    made).
 
     x: [..., K] in values' dtype, or bfloat16/float16 with float32 values; the result is [..., N] in x's dtype.
     """
@@ -55,9 +57,8 @@ class SparseLinear(PatternLinear):
         if panel is None:
             stored = weight.count_nonzero() if mask is None else mask.count_nonzero()
             panel = csr.panel_for(int(stored) / max(weight.numel(), 1))
-        values, crow, col = csr.pack(weight, mask, panel)
         layer: SparseLinear = cls._like(linear, panel=panel)
-        layer.crow, layer.col = crow, col
+        values = layer._sorted(*csr.pack(weight, mask, panel))
         layer.values = nn.Parameter(values, requires_grad=linear.weight.requires_grad)
         return layer
 
@@ -69,7 +70,8 @@ class SparseLinear(PatternLinear):
     @property
     def weight(self) -> Tensor:  # type: ignore[override]
         """W dense [N,K], computed on each access; assigning into it changes nothing, gradients reach ``values``."""
-        return csr.unpack(self.values, self.crow, self.col, self.out_features, self.in_features, self.panel)
+        shape = (self.out_features, self.in_features, self.panel)
+        return csr.unpack(self.values, self.crow, self.col, *shape, self.order)
 
     def reset_parameters(self) -> None:
         """Zero the stored weights and the bias; the pattern stays."""
@@ -80,7 +82,14 @@ class SparseLinear(PatternLinear):
     def forward(self, x: Tensor) -> Tensor:
         self._require_features(x)
         return functional.sparse_linear(
-            x, self.values, self.crow, self.col, self.bias, out_features=self.out_features, panel=self.panel
+            x,
+            self.values,
+            self.crow,
+            self.col,
+            self.bias,
+            out_features=self.out_features,
+            panel=self.panel,
+            order=self.order,
         )
 
     @property
