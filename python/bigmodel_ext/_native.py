@@ -35,6 +35,7 @@ _initialize()
 
 int8_linear = _C.int8_linear
 int8_mm = _C.int8_mm
+int8_conv2d = _C.int8_conv2d
 fused_dropout = _C.fused_dropout
 fused_dropout_backward = _C.fused_dropout_backward
 fused_dropout_at = _C.fused_dropout_at

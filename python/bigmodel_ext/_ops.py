@@ -20,6 +20,15 @@ def _rows(x: Tensor, n: int, dtype: torch.dtype | None = None) -> Tensor:
     return x.new_empty((*x.shape[:-1], n), dtype=dtype)
 
 
+def _image(x: Tensor, n: int, *window: Any) -> Tensor:
+    """A convolution's output: channels last if x is (and is not also contiguous)."""
+    last = not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
+    shape = checks.conv2d_shape(x, n, *window)
+    order = torch.channels_last if last else torch.contiguous_format
+    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=order)
+
+
+_WINDOW = "int[] kernel_size, int[] stride, int[] padding, int[] dilation, int groups"
 _INDICES = "Tensor crow, Tensor col"
 
 # name -> (schema, check, fake's result)
@@ -38,6 +47,11 @@ OPS: dict[str, tuple[str, Callable[..., None], Callable[..., Any]]] = {
         "(Tensor x, Tensor weight, Tensor weight_scale, Tensor? bias) -> Tensor",
         checks.check_int8_linear,
         lambda x, weight, weight_scale, bias: _rows(x, weight_scale.shape[0]),
+    ),
+    "int8_conv2d": (
+        f"(Tensor x, Tensor weight, Tensor weight_scale, Tensor? bias, {_WINDOW}) -> Tensor",
+        checks.check_int8_conv2d,
+        lambda x, weight, weight_scale, bias, *window: _image(x, weight_scale.shape[0], *window),
     ),
     "sparse_linear": (
         f"(Tensor x, Tensor values, {_INDICES}, Tensor? bias, SymInt out_features, int panel) -> Tensor",
