@@ -7,17 +7,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bigmodel_ext import _dispatch, _measure, _native
 from bigmodel_ext._fuse import why_not_dropout
-from bigmodel_ext._reference import activate
-from bigmodel_ext._surgery import Survey, device_of, nbytes
-from bigmodel_ext.nn import FusedDropout, Int8Linear, Int8SparseLinear, SparseLinear
-from bigmodel_ext.nn._linear import CompressedLinear
-
-DROPOUT_FEATURES = 1024  # columns that a FusedDropout without a bias is timed with: it does not know its own
+from bigmodel_ext._probe import Recorder, probe_of
+from bigmodel_ext._surgery import COMPRESSED, DENSE, Survey, nbytes
+from bigmodel_ext.nn import FusedDropout
 
 
 @dataclass(frozen=True)
@@ -68,73 +64,37 @@ def _cells(row: LayerReport) -> tuple[str, ...]:
     )  # fmt: skip
 
 
-Call = tuple[str, tuple[Any, ...]]
-
-
-def _call_of(layer: nn.Module, batch: int) -> tuple[Call, Callable[[], object], Callable[[], object]]:
-    """The op and arguments of a converted layer, a call of it, and of what it stands for."""
-    device = device_of(layer)
-    if isinstance(layer, FusedDropout):
-        features = DROPOUT_FEATURES if layer.bias is None else layer.bias.shape[0]
-        x = torch.randn(batch, features, device=device, dtype=None if layer.bias is None else layer.bias.dtype)
-        seed = torch.zeros((), dtype=torch.int64, device=device) if layer.p > 0 else None
-        args = (x, layer.bias, None, seed, layer.p, layer.activation)
-        fused = torch.ops.bigmodel_ext.fused_dropout.default
-        return ("fused_dropout", args), lambda: fused(*args), lambda: _eager_dropout(x, layer)
-    assert isinstance(layer, CompressedLinear)
-    n, k, bias = layer.out_features, layer.in_features, layer.bias
-    dtype = layer.values.dtype if isinstance(layer, SparseLinear) else layer.float_dtype
-    x, dense = torch.randn(batch, k, device=device, dtype=dtype), torch.randn(n, k, device=device, dtype=dtype)
-    dense_bias = None if bias is None else bias.to(dtype)
-    call: Call
-    if isinstance(layer, SparseLinear):
-        call = ("sparse_linear", (x, layer.values, layer.crow, layer.col, bias, n, layer.panel))
-    elif isinstance(layer, Int8SparseLinear):
-        indices = (layer.values, layer.crow, layer.col)
-        call = ("int8_sparse_linear", (x, *indices, layer.weight_scale, layer.row_sum, bias, layer.panel))
-    else:
-        assert isinstance(layer, Int8Linear)
-        call = ("int8_linear", (x, layer.packed, layer.weight_scale, bias))
-    return call, lambda: layer(x), lambda: F.linear(x, dense, dense_bias)
-
-
-def _eager_dropout(x: Tensor, layer: FusedDropout) -> Tensor:
-    return F.dropout(activate(x if layer.bias is None else x + layer.bias, layer.activation), layer.p)
-
-
 _gains: dict[tuple[object, ...], float] = {}
 
 
-def _gain(layer: nn.Module, call: Call, ours: Callable[[], object], other: Callable[[], object]) -> float | None:
-    if device_of(layer).type == "meta":
+def _gain(args: tuple[Any, ...], op: str, ours: Callable[[], object], dense: Callable[[], object]) -> float | None:
+    if any(isinstance(a, Tensor) and a.is_meta for a in args):
         return None
-    parts = [(*a.shape, a.dtype, a.device) if isinstance(a, Tensor) else a for a in call[1]]
-    key = (call[0], *parts, torch.get_num_threads(), _native.active_isa())
+    parts = [(*a.shape, a.dtype, a.device) if isinstance(a, Tensor) else a for a in args]
+    key = (op, *parts, torch.get_num_threads(), _native.active_isa())
     if key not in _gains:
-        _gains[key] = _measure.gain(ours, other)
+        _gains[key] = _measure.gain(ours, dense)
     return _gains[key]
 
 
 def _converted(fqn: str, layer: nn.Module, batch: int) -> LayerReport:
-    dense = nbytes(layer) if isinstance(layer, FusedDropout) else _dense_bytes(layer)
-    kind = type(layer).__name__
+    probe, kind = probe_of(layer), type(layer).__name__
+    dense = 4 * probe.numel(layer)
     with torch.inference_mode(), torch.random.fork_rng(devices=[]):  # a look must not change what training draws next
-        call, ours, other = _call_of(layer, batch)
+        x, ours, other = probe.inputs(layer, batch), probe.run(layer), probe.dense(layer)
         try:
-            choice = _dispatch.explain(call[0], *call[1])
-            gain = _gain(layer, call, ours, other)
+            with Recorder() as recorder:
+                ours(x)
         except TypeError as error:  # a model cast to a dtype that the layer does not take
             return LayerReport(fqn, kind, None, None, f"can't run: {error}", nbytes(layer), dense, None)
+        op, args = recorder.calls[0]
+        choice = _dispatch.explain(op, *args)
+        gain = _gain(args, op, lambda: ours(x), lambda: other(x))
     return LayerReport(fqn, kind, choice.kernel, choice.isa, choice.reason, nbytes(layer), dense, gain)
 
 
-def _dense_bytes(linear: nn.Module) -> int:
-    assert isinstance(linear, nn.Linear)
-    return 4 * linear.out_features * (linear.in_features + (linear.bias is not None))
-
-
 def _left(fqn: str, layer: nn.Module, reason: str | None) -> LayerReport:
-    dense = _dense_bytes(layer) if isinstance(layer, nn.Linear) else 0
+    dense = 4 * probe_of(layer).numel(layer) if isinstance(layer, DENSE) else 0
     return LayerReport(fqn, type(layer).__name__, None, None, reason or "not converted", nbytes(layer), dense, None)
 
 
@@ -159,10 +119,10 @@ def explain(model: nn.Module, strict: bool = False, batch: int = 128) -> Explana
     rows = []
     for place in survey.places.values():
         module = place.module
-        if isinstance(module, (CompressedLinear, FusedDropout)):
+        if isinstance(module, (*COMPRESSED, FusedDropout)):
             rows.append(_converted(place.fqn, module, batch))
-        elif isinstance(module, nn.Linear):
-            rows.append(_left(place.fqn, module, survey.why_not_linear(place)))
+        elif isinstance(module, DENSE):
+            rows.append(_left(place.fqn, module, survey.why_not(place)))
         elif isinstance(module, nn.Dropout):
             rows.append(_left(place.fqn, module, why_not_dropout(place)))
     falling = [f"{row.fqn} ({row.kernel}: {row.reason})" for row in rows if row.fallback]

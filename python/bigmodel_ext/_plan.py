@@ -145,7 +145,7 @@ def _replay_block(survey: Survey, changes: Changes, place: Place, entry: Entry) 
 def _linear(survey: Survey, place: Place, entry: Entry) -> nn.Module:
     old, cls = place.module, _CLASSES[entry["kind"]]
     if type(old) is not cls:
-        reason = survey.why_not_linear(place) if isinstance(old, nn.Linear) else f"it is a {type(old).__name__}"
+        reason = survey.why_not(place) if isinstance(old, nn.Linear) else f"it is a {type(old).__name__}"
         _require(reason is None, f"{place.fqn!r} can't become {entry['kind']}: {reason}")
     assert isinstance(old, nn.Linear)
     n, k = entry["out_features"], entry["in_features"]

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +14,8 @@ from torch import Tensor, nn
 from bigmodel_ext._checks import FLOATS, INT8_MAX_K
 from bigmodel_ext.nn._linear import CompressedLinear
 
+DENSE: tuple[type[nn.Module], ...] = (nn.Linear,)  # what conversion knows how to exchange ...
+COMPRESSED: tuple[type[nn.Module], ...] = (CompressedLinear,)  # ... and what it puts there, which subclasses it
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _HOOKS_OF_STATE = ("_state_dict_hooks", "_state_dict_pre_hooks", "_load_state_dict_pre_hooks")
 
@@ -60,28 +64,29 @@ class Survey:
         self.places = places(model)
         self.tied = _tied(model)
 
-    def linears(self) -> Iterator[Place]:
-        return (place for place in self.places.values() if isinstance(place.module, nn.Linear))
+    def layers(self, *kinds: type[nn.Module]) -> Iterator[Place]:
+        return (place for place in self.places.values() if isinstance(place.module, kinds))
 
     def tied_names(self, tensor: Tensor | None) -> list[str]:
         return self.tied.get(id(tensor), [])
 
-    def why_not_linear(self, place: Place) -> str | None:
-        """Why a linear layer can't be replaced by a compressed one, or None."""
-        linear = place.module
-        if isinstance(linear, CompressedLinear):
+    def why_not(self, place: Place) -> str | None:
+        """Why a layer (an instance of one of DENSE) can't be replaced by a compressed one, or None."""
+        layer: Any = place.module
+        if isinstance(layer, COMPRESSED):
             return "already converted"
         if any(isinstance(parent, nn.MultiheadAttention) for parent, _ in place.holders):
             return "nn.MultiheadAttention reads its weight without calling it"
-        if type(linear) is not nn.Linear:
-            return f"{type(linear).__name__} is a subclass of nn.Linear"
-        if has_hooks(linear):
+        if type(layer) not in DENSE:
+            base = next(kind.__name__ for kind in DENSE if isinstance(layer, kind))
+            return f"{type(layer).__name__} is a subclass of nn.{base}"
+        if has_hooks(layer):
             return "it has hooks, which a replacement would lose"
-        if linear.weight.dtype not in FLOATS:
-            return f"its weight is {str(linear.weight.dtype).removeprefix('torch.')}"
-        if linear.in_features > INT8_MAX_K:
-            return f"in_features {linear.in_features} exceeds {INT8_MAX_K}"
-        for tensor in (linear.weight, linear.bias):
+        if layer.weight.dtype not in FLOATS:
+            return f"its weight is {str(layer.weight.dtype).removeprefix('torch.')}"
+        if (k := math.prod(layer.weight.shape[1:])) > INT8_MAX_K:
+            return f"in_features {k} exceeds {INT8_MAX_K}"
+        for tensor in (layer.weight, layer.bias):
             names = self.tied_names(tensor)
             if names:
                 return f"it shares a parameter with other modules ({', '.join(names)})"
@@ -137,7 +142,7 @@ class Changes:
                     if isinstance(module, nn.TransformerEncoder)
                     else ("activation_relu_or_gelu", 0)
                 )
-                if getattr(module, name, off) and any(isinstance(m, CompressedLinear) for m in module.modules()):
+                if getattr(module, name, off) and any(isinstance(m, COMPRESSED) for m in module.modules()):
                     self._set(module, name, off)
 
 

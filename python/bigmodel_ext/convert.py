@@ -1,4 +1,4 @@
-"""Converting a model in place: what to do with each linear layer is a config, which layers is a filter.
+"""Converting a model in place: what to do with each layer is a config, which layers is a filter.
 
 Both functions look at the whole model first and build every new layer before they exchange any, so if anything raises
 (the filter included) the model is as it was.
@@ -13,129 +13,51 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from bigmodel_ext._candidates import QUANTIZE, SPARSIFY, Maker
+from bigmodel_ext._configs import (
+    Int8BlockSparseWeightConfig,
+    Int8DynamicActivationInt8WeightConfig,
+    UnstructuredSparseWeightConfig,
+)
 from bigmodel_ext._explain import Explanation, LayerReport, explain
 from bigmodel_ext._fuse import fuse_dropout_
-from bigmodel_ext._surgery import Changes, Survey, nbytes
-from bigmodel_ext.nn import Int8Linear, Int8SparseLinear, SparseLinear
-from bigmodel_ext.nn._linear import CompressedLinear
+from bigmodel_ext._masks import block_mask, magnitude_mask
+from bigmodel_ext._surgery import COMPRESSED, Changes, Survey
 
 Model = TypeVar("Model", bound=nn.Module)
 Filter = Callable[[nn.Module, str], bool]
 
 
-def _require_sparsity(sparsity: float | None) -> None:
-    if sparsity is None:
-        return
-    if isinstance(sparsity, bool) or not isinstance(sparsity, (int, float)):
-        raise TypeError(f"sparsity must be a number in [0, 1) or None, got {sparsity!r}")
-    if not 0.0 <= sparsity < 1.0:
-        raise ValueError(f"sparsity must be in [0, 1), got {sparsity}")
-
-
-@dataclass(frozen=True)
-class Int8DynamicActivationInt8WeightConfig:
-    """:class:`nn.Int8Linear`: int8 weights with a scale per output, activations quantized per row on the fly."""
-
-
-@dataclass(frozen=True)
-class UnstructuredSparseWeightConfig:
-    """:class:`nn.SparseLinear`. sparsity in [0, 1): set this share of each layer's weights to zero, the smallest
-    magnitudes first. None: keep what is zero already, in the layers that get smaller by it."""
-
-    sparsity: float | None = None
-
-    def __post_init__(self) -> None:
-        _require_sparsity(self.sparsity)
-
-
-@dataclass(frozen=True)
-class Int8BlockSparseWeightConfig:
-    """:class:`nn.Int8SparseLinear`: int8 weights in 1x4 blocks. sparsity in [0, 1): zero this share of each layer's
-    blocks, those with the smallest sum of squares first. None: leave out the blocks that are zero already."""
-
-    sparsity: float | None = None
-
-    def __post_init__(self) -> None:
-        _require_sparsity(self.sparsity)
-
-
-def _largest(score: Tensor, sparsity: float) -> Tensor:
-    """bool, score's shape: all but the round(sparsity * numel) smallest (of equal ones, the first stay)."""
-    keep = score.numel() - round(sparsity * score.numel())
-    mask = torch.zeros(score.numel(), dtype=torch.bool, device=score.device)
-    mask[score.flatten().argsort(descending=True, stable=True)[:keep]] = True
-    return mask.view(score.shape)
-
-
-def magnitude_mask(weight: Tensor, sparsity: float) -> Tensor:
-    """bool [N,K]: the weights that stay when the given share, of smallest magnitude, is set to zero."""
-    return _largest(weight.detach().abs(), sparsity)
-
-
-def block_mask(weight: Tensor, sparsity: float) -> Tensor:
-    """bool [N,K]: the 1x4 blocks that stay when the given share, of smallest sum of squares, is set to zero."""
-    k = weight.shape[1]
-    blocks = nn.functional.pad(weight.detach().float(), (0, -k % 4)).view(weight.shape[0], -(-k // 4), 4)
-    return _largest(blocks.square().sum(-1), sparsity).repeat_interleave(4, dim=1)[:, :k]
-
-
-def _quantized(linear: nn.Linear, config: object) -> nn.Module:
-    return Int8Linear.from_float(linear)
-
-
-def _sparse(linear: nn.Linear, config: UnstructuredSparseWeightConfig) -> nn.Module | str:
-    if config.sparsity is not None:
-        return SparseLinear.from_dense(linear, magnitude_mask(linear.weight, config.sparsity))
-    layer = SparseLinear.from_dense(linear)
-    if nbytes(layer) >= nbytes(linear):
-        return f"it would not get smaller ({layer.nnz} of {linear.weight.numel()} weights are not zero)"
-    return layer
-
-
-def _block_sparse(linear: nn.Linear, config: Int8BlockSparseWeightConfig) -> nn.Module:
-    mask = None if config.sparsity is None else block_mask(linear.weight, config.sparsity)
-    return Int8SparseLinear.from_dense(linear, mask)
-
-
-_QUANTIZE: dict[type, Callable[..., nn.Module | str]] = {Int8DynamicActivationInt8WeightConfig: _quantized}
-_SPARSIFY: dict[type, Callable[..., nn.Module | str]] = {
-    UnstructuredSparseWeightConfig: _sparse,
-    Int8BlockSparseWeightConfig: _block_sparse,
-}
-
-
 def _convert(
-    model: Model, config: object, filter_fn: Filter | None, makers: dict[type, Callable[..., nn.Module | str]]
+    model: Model, config: object, filter_fn: Filter | None, table: dict[type, dict[type[nn.Module], Maker]]
 ) -> Model:
-    if type(config) not in makers:
-        allowed = " or ".join(cls.__name__ for cls in makers)
+    if type(config) not in table:
+        allowed = " or ".join(cls.__name__ for cls in table)
         raise TypeError(f"config must be an instance of {allowed}, got {config!r}")
-    make = makers[type(config)]
-    survey = Survey(model)
-    if type(model) is nn.Linear:
+    makers, survey = table[type(config)], Survey(model)
+    if type(model) in makers:
         raise ValueError(
-            "model is itself an nn.Linear, which can't be exchanged in place: "
-            "use nn.Int8Linear.from_float(model) or nn.SparseLinear.from_dense(model), or wrap it in an nn.Sequential"
+            f"model is itself an nn.{type(model).__name__}, which can't be exchanged in place: use from_float or "
+            "from_dense of the layer wanted (nn.Int8Linear.from_float(model), say), or wrap it in an nn.Sequential"
         )
-    changes, left = Changes(), []
+    changes, left, places = Changes(), [], list(survey.layers(*makers))
     with torch.no_grad():
-        for place in survey.linears():
+        for place in places:
             if filter_fn is not None and not filter_fn(place.module, place.fqn):
                 continue
-            refusal = survey.why_not_linear(place)
-            made = refusal if refusal is not None else make(place.module, config)
+            made = survey.why_not(place) or makers[type(place.module)](place.module, config)
             if isinstance(made, str):
                 left.append(f"{place.fqn}: {made}")
             else:
-                changes.replace(place, made)
-    if not changes.swaps and not any(isinstance(place.module, CompressedLinear) for place in survey.linears()):
-        reasons = "; ".join(left) or ("filter_fn chose none" if filter_fn else "the model has no nn.Linear")
+                changes.replace(place, made[0])
+    if not changes.swaps and not any(isinstance(place.module, COMPRESSED) for place in places):
+        none = " or ".join(f"nn.{kind.__name__}" for kind in makers)
+        reasons = "; ".join(left) or ("filter_fn chose none" if filter_fn else f"the model has no {none}")
         warnings.warn(f"no layer was converted: {reasons}", UserWarning, stacklevel=3)
     changes.apply(model)
     return model
@@ -156,7 +78,7 @@ def quantize_(model: Model, config: Int8DynamicActivationInt8WeightConfig, filte
         TypeError: config is of another class.
         ValueError: model is itself an nn.Linear.
     """
-    return _convert(model, config, filter_fn, _QUANTIZE)
+    return _convert(model, config, filter_fn, QUANTIZE)
 
 
 def sparsify_(
@@ -166,7 +88,7 @@ def sparsify_(
 ) -> Model:
     """Exchange the model's linear layers, in place, for sparse ones; arguments, result and errors as in
     :func:`quantize_`. What is pruned by `sparsity` is zeroed in the new layer, not in the old one."""
-    return _convert(model, config, filter_fn, _SPARSIFY)
+    return _convert(model, config, filter_fn, SPARSIFY)
 
 
 __all__ = [

@@ -1,0 +1,51 @@
+"""The tables of conversion: for each config and each class of dense layer, what may take the layer's place.
+
+A maker gets the layer and the config and returns the candidates, each ready to stand in, the one preferred without
+measuring first; or a string that says why there is none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+
+from bigmodel_ext._configs import (
+    Int8BlockSparseWeightConfig,
+    Int8DynamicActivationInt8WeightConfig,
+    UnstructuredSparseWeightConfig,
+)
+from bigmodel_ext._masks import block_mask, magnitude_mask
+from bigmodel_ext._surgery import nbytes
+from bigmodel_ext.nn import Int8Linear, Int8SparseLinear, SparseLinear
+
+Made = list[nn.Module] | str
+Maker = Callable[[Any, Any], Made]
+
+
+def _int8_linear(linear: nn.Linear, config: Int8DynamicActivationInt8WeightConfig) -> Made:
+    return [Int8Linear.from_float(linear)]
+
+
+def _sparse_linear(linear: nn.Linear, config: UnstructuredSparseWeightConfig) -> Made:
+    if config.sparsity is not None:
+        return [SparseLinear.from_dense(linear, magnitude_mask(linear.weight, config.sparsity))]
+    layer = SparseLinear.from_dense(linear)
+    if nbytes(layer) >= nbytes(linear):
+        return f"it would not get smaller ({layer.nnz} of {linear.weight.numel()} weights are not zero)"
+    return [layer]
+
+
+def _int8_sparse_linear(linear: nn.Linear, config: Int8BlockSparseWeightConfig) -> Made:
+    mask = None if config.sparsity is None else block_mask(linear.weight, config.sparsity)
+    return [Int8SparseLinear.from_dense(linear, mask)]
+
+
+QUANTIZE: dict[type, dict[type[nn.Module], Maker]] = {
+    Int8DynamicActivationInt8WeightConfig: {nn.Linear: _int8_linear},
+}
+SPARSIFY: dict[type, dict[type[nn.Module], Maker]] = {
+    UnstructuredSparseWeightConfig: {nn.Linear: _sparse_linear},
+    Int8BlockSparseWeightConfig: {nn.Linear: _int8_sparse_linear},
+}

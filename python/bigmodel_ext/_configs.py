@@ -1,0 +1,41 @@
+"""What to do with a layer, as data: the config classes of quantize_ and sparsify_."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+def _require_sparsity(sparsity: float | None) -> None:
+    if sparsity is None:
+        return
+    if isinstance(sparsity, bool) or not isinstance(sparsity, (int, float)):
+        raise TypeError(f"sparsity must be a number in [0, 1) or None, got {sparsity!r}")
+    if not 0.0 <= sparsity < 1.0:
+        raise ValueError(f"sparsity must be in [0, 1), got {sparsity}")
+
+
+@dataclass(frozen=True)
+class Int8DynamicActivationInt8WeightConfig:
+    """:class:`nn.Int8Linear`: int8 weights with a scale per output, activations quantized per row on the fly."""
+
+
+@dataclass(frozen=True)
+class UnstructuredSparseWeightConfig:
+    """:class:`nn.SparseLinear`. sparsity in [0, 1): set this share of each layer's weights to zero, the smallest
+    magnitudes first. None: keep what is zero already, in the layers that get smaller by it."""
+
+    sparsity: float | None = None
+
+    def __post_init__(self) -> None:
+        _require_sparsity(self.sparsity)
+
+
+@dataclass(frozen=True)
+class Int8BlockSparseWeightConfig:
+    """:class:`nn.Int8SparseLinear`: int8 weights in 1x4 blocks. sparsity in [0, 1): zero this share of each layer's
+    blocks, those with the smallest sum of squares first. None: leave out the blocks that are zero already."""
+
+    sparsity: float | None = None
+
+    def __post_init__(self) -> None:
+        _require_sparsity(self.sparsity)
