@@ -248,7 +248,11 @@ void Int8Conv2d::store_planes(const Item& item, int64_t n0, int64_t columns, con
   for (int64_t row = item.row, end = item.row + item.rows; row < end;) {
     const int64_t im = row / plane, pixel = row % plane, pixels = std::min(plane - pixel, end - row);
     char* to = out_ + (((item.first + im) * c_.outputs + n0) * plane + pixel) * element();
-    tiles.unpack(sums + (row - item.row) * kPanelColumns, columns, pixels, kPanelColumns, nullptr, to, dtype_, plane);
+    const float* from = sums + (row - item.row) * kPanelColumns;
+    // 16 planes at a time: more streams of stores than the processor follows wait for memory.
+    for (int64_t n = 0; n < columns; n += kTileLanes)
+      tiles.unpack(from + n, std::min(kTileLanes, columns - n), pixels, kPanelColumns, nullptr,
+                   to + n * plane * element(), dtype_, plane);
     row += pixels;
   }
 }

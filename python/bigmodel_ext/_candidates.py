@@ -18,7 +18,7 @@ from bigmodel_ext._configs import (
 )
 from bigmodel_ext._masks import block_mask, magnitude_mask
 from bigmodel_ext._surgery import nbytes
-from bigmodel_ext.nn import Int8Linear, Int8SparseLinear, SparseLinear
+from bigmodel_ext.nn import Int8Conv2d, Int8Linear, Int8SparseLinear, SparseLinear
 
 Made = list[nn.Module] | str
 Maker = Callable[[Any, Any], Made]
@@ -37,15 +37,23 @@ def _sparse_linear(linear: nn.Linear, config: UnstructuredSparseWeightConfig) ->
     return [layer]
 
 
+def _int8_conv2d(conv: nn.Conv2d, config: Int8DynamicActivationInt8WeightConfig) -> Made:
+    return [Int8Conv2d.from_float(conv)]
+
+
+def _no_blocks(conv: nn.Conv2d, config: Int8BlockSparseWeightConfig) -> Made:
+    return "1x4 blocks are implemented for linear layers only"
+
+
 def _int8_sparse_linear(linear: nn.Linear, config: Int8BlockSparseWeightConfig) -> Made:
     mask = None if config.sparsity is None else block_mask(linear.weight, config.sparsity)
     return [Int8SparseLinear.from_dense(linear, mask)]
 
 
 QUANTIZE: dict[type, dict[type[nn.Module], Maker]] = {
-    Int8DynamicActivationInt8WeightConfig: {nn.Linear: _int8_linear},
+    Int8DynamicActivationInt8WeightConfig: {nn.Linear: _int8_linear, nn.Conv2d: _int8_conv2d},
 }
 SPARSIFY: dict[type, dict[type[nn.Module], Maker]] = {
     UnstructuredSparseWeightConfig: {nn.Linear: _sparse_linear},
-    Int8BlockSparseWeightConfig: {nn.Linear: _int8_sparse_linear},
+    Int8BlockSparseWeightConfig: {nn.Linear: _int8_sparse_linear, nn.Conv2d: _no_blocks},
 }

@@ -92,7 +92,12 @@ def conv2d_shape(
     groups: int,
 ) -> tuple[int, int, int, int]:
     """Check a convolution's window, and that x fits it; the output's shape."""
-    numbers = (("kernel_size", kernel_size, 2, 1), ("stride", stride, 2, 1), ("padding", padding, 4, 0), ("dilation", dilation, 2, 1))
+    numbers = (
+        ("kernel_size", kernel_size, 2, 1),
+        ("stride", stride, 2, 1),
+        ("padding", padding, 4, 0),
+        ("dilation", dilation, 2, 1),
+    )
     for name, values, count, least in numbers:
         fits = len(values) == count and all(least <= v < 2**31 for v in values)
         require(fits, lambda: f"{name} must be {count} numbers of at least {least}, got {list(values)}")  # noqa: B023
@@ -100,14 +105,19 @@ def conv2d_shape(
     b, c, h, w = x.shape
     require(h > 0 and w > 0, lambda: f"x must have pixels, got shape {list(x.shape)}")
     require(groups >= 1, lambda: f"groups must be at least 1, got {groups}")
-    require(c > 0 and c % groups == 0, lambda: f"x must have a multiple of groups={groups} channels, got shape {list(x.shape)}")
+    require(
+        c > 0 and c % groups == 0,
+        lambda: f"x must have a multiple of groups={groups} channels, got shape {list(x.shape)}",
+    )
     require(n > 0 and n % groups == 0, lambda: f"the number of outputs must be a multiple of groups={groups}, got {n}")
     padded = (h + padding[0] + padding[1], w + padding[2] + padding[3])
     spans = [d * (k - 1) for d, k in zip(dilation, kernel_size, strict=True)]
     require(
         padded[0] > spans[0] and padded[1] > spans[1],
-        lambda: f"x must be at least as large as the kernel, got padded {padded[0]}x{padded[1]} for "
-        f"kernel_size {list(kernel_size)} with dilation {list(dilation)}",
+        lambda: (
+            f"x must be at least as large as the kernel, got padded {padded[0]}x{padded[1]} for "
+            f"kernel_size {list(kernel_size)} with dilation {list(dilation)}"
+        ),
     )
     return b, n, (padded[0] - spans[0] - 1) // stride[0] + 1, (padded[1] - spans[1] - 1) // stride[1] + 1
 

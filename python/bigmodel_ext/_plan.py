@@ -7,18 +7,22 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from bigmodel_ext._fuse import CHAINS, Chain, block_chains, may_have_chains, shortened
 from bigmodel_ext._surgery import Changes, Place, Survey, device_of, without_bias
-from bigmodel_ext.nn import Absorbed, FusedDropout, Int8Linear, Int8SparseLinear, SparseLinear
+from bigmodel_ext.nn import Absorbed, FusedDropout, Int8Conv2d, Int8Linear, Int8SparseLinear, SparseLinear
+from bigmodel_ext.nn._conv import CompressedConv2d, conv_arguments
 from bigmodel_ext.nn._linear import CompressedLinear
 
 Entry = dict[str, Any]
 
 _LINEAR = {"in_features": int, "out_features": int, "bias": bool}
 _SPARSE = {**_LINEAR, "panel": int, "stored": int}
+# The window is kernel_size, stride, padding (a string, or two numbers) and dilation, as nn.Conv2d has them.
+_CONV = {"in_channels": int, "out_channels": int, "groups": int, "bias": bool, "window": list}
 _FIELDS: dict[str, dict[str, Any]] = {
+    "int8_conv2d": _CONV,
     "int8_linear": _LINEAR,
     "sparse_linear": _SPARSE,
     "int8_sparse_linear": _SPARSE,
@@ -34,7 +38,8 @@ _CHAIN = {
     "absorbed": (str, type(None)),
     "residual": bool,
 }
-_CLASSES: dict[str, type[CompressedLinear]] = {
+_CLASSES: dict[str, type[CompressedLinear] | type[CompressedConv2d]] = {
+    "int8_conv2d": Int8Conv2d,
     "int8_linear": Int8Linear,
     "sparse_linear": SparseLinear,
     "int8_sparse_linear": Int8SparseLinear,
@@ -56,6 +61,12 @@ def describe(model: nn.Module) -> list[Entry]:
 
 
 def _describe(module: nn.Module) -> Entry | None:
+    if isinstance(module, CompressedConv2d):
+        return {
+            "kind": next(kind for kind, cls in _CLASSES.items() if isinstance(module, cls)),
+            "in_channels": module.in_channels, "out_channels": module.out_channels, "groups": module.groups,
+            "bias": module.bias is not None, "window": _conv_window(module),
+        }  # fmt: skip
     if isinstance(module, CompressedLinear):
         kind = next(kind for kind, cls in _CLASSES.items() if isinstance(module, cls))
         entry = {
@@ -80,6 +91,12 @@ def _describe(module: nn.Module) -> Entry | None:
     if type(module) is nn.Linear and module.bias is None:
         return {"kind": "linear_without_bias"}
     return None
+
+
+def _conv_window(conv: nn.Conv2d) -> list[Any]:
+    """As JSON gives it back."""
+    sizes = (conv.kernel_size, conv.stride, conv.padding, conv.dilation)
+    return [size if isinstance(size, str) else list(size) for size in sizes]
 
 
 def _require(condition: bool, message: str) -> None:
@@ -142,27 +159,52 @@ def _replay_block(survey: Survey, changes: Changes, place: Place, entry: Entry) 
     changes.classes.append((owner, shortened(type(owner), found[1], recorded)))
 
 
+def _require_kind(survey: Survey, place: Place, entry: Entry, dense: type[nn.Module]) -> None:
+    """The model has the converted layer already, or a dense one that can become it."""
+    old = place.module
+    if type(old) is not _CLASSES[entry["kind"]]:
+        reason = survey.why_not(place) if isinstance(old, dense) else f"it is a {type(old).__name__}"
+        _require(reason is None, f"{place.fqn!r} can't become {entry['kind']}: {reason}")
+
+
+def _placed(old: nn.Module) -> dict[str, Any]:
+    sample = next(old.parameters(), torch.empty(0, device=device_of(old)))
+    return {"device": sample.device, "dtype": sample.dtype}
+
+
+def _as_trained(layer: nn.Module, old: nn.Module) -> nn.Module:
+    """layer, with its parameters' requires_grad as old's."""
+    layer.requires_grad_(next((p.requires_grad for p in old.parameters()), False))
+    if isinstance(layer.bias, Tensor) and isinstance(old.bias, Tensor):
+        layer.bias.requires_grad_(old.bias.requires_grad)
+    return layer
+
+
+def _conv(survey: Survey, place: Place, entry: Entry) -> nn.Module:
+    old = place.module
+    _require_kind(survey, place, entry, nn.Conv2d)
+    assert isinstance(old, nn.Conv2d)
+    have = [old.in_channels, old.out_channels, old.groups, *_conv_window(old)]
+    held = [entry["in_channels"], entry["out_channels"], entry["groups"], *entry["window"]]
+    _require(have == held, f"{place.fqn!r} is {have} in the model and {held} in the file")
+    return _as_trained(Int8Conv2d(*conv_arguments(old), bias=entry["bias"], **_placed(old)), old)
+
+
 def _linear(survey: Survey, place: Place, entry: Entry) -> nn.Module:
     old, cls = place.module, _CLASSES[entry["kind"]]
-    if type(old) is not cls:
-        reason = survey.why_not(place) if isinstance(old, nn.Linear) else f"it is a {type(old).__name__}"
-        _require(reason is None, f"{place.fqn!r} can't become {entry['kind']}: {reason}")
+    _require_kind(survey, place, entry, nn.Linear)
     assert isinstance(old, nn.Linear)
     n, k = entry["out_features"], entry["in_features"]
     _require(
         (n, k) == (old.out_features, old.in_features),
         f"{place.fqn!r} is {old.out_features}x{old.in_features} in the model and {n}x{k} in the file",
     )
-    sample = next(old.parameters(), torch.empty(0, device=device_of(old)))
-    placed: dict[str, Any] = {"device": sample.device, "dtype": sample.dtype}
+    placed = _placed(old)
     layer = Int8Linear(k, n, entry["bias"], **placed) if cls is Int8Linear else _sparse(cls, entry, placed)
-    layer.requires_grad_(sample.requires_grad)
-    if layer.bias is not None and old.bias is not None:
-        layer.bias.requires_grad_(old.bias.requires_grad)
-    return layer
+    return _as_trained(layer, old)
 
 
-def _sparse(cls: type[CompressedLinear], entry: Entry, placed: dict[str, Any]) -> CompressedLinear:
+def _sparse(cls: type, entry: Entry, placed: dict[str, Any]) -> CompressedLinear:
     n, k, panel, stored = (entry[name] for name in ("out_features", "in_features", "panel", "stored"))
     most = n * (k if cls is SparseLinear else -(-k // 4))
     _require(1 <= panel <= 256, f"{entry['fqn']!r}: panel must be in [1, 256], got {panel}")
@@ -197,7 +239,7 @@ def _fused_dropout(survey: Survey, place: Place, entry: Entry) -> nn.Module:
 
 
 _MAKERS: dict[str, Callable[[Survey, Place, Entry], nn.Module]] = {
-    **dict.fromkeys(_CLASSES, _linear),
+    **{kind: _conv if issubclass(cls, CompressedConv2d) else _linear for kind, cls in _CLASSES.items()},
     "linear_without_bias": _without_bias,
     "absorbed": _absorbed,
     "fused_dropout": _fused_dropout,
