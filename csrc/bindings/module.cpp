@@ -16,6 +16,7 @@ void register_fused_dropout(py::module_& m);
 void register_quantize_rows(py::module_& m);
 void register_int8_sparse_linear(py::module_& m);
 void register_sparse_linear(py::module_& m);
+void register_sparse_conv2d(py::module_& m);
 }  // namespace bigmodel
 
 PYBIND11_MODULE(_C, m) {
@@ -43,4 +44,5 @@ PYBIND11_MODULE(_C, m) {
   register_quantize_rows(m);
   register_int8_sparse_linear(m);
   register_sparse_linear(m);
+  register_sparse_conv2d(m);
 }

@@ -46,14 +46,15 @@ Conv2d check_conv2d(const View& x, const View& out, const ConvWindow& window, bo
   c.outputs = out.sizes[1];
   BIGMODEL_CHECK(c.channels > 0 && c.channels % c.groups == 0, "x must have a multiple of groups=", c.groups,
                  " channels, got shape ", shape_string(x));
-  BIGMODEL_CHECK(c.outputs > 0 && c.outputs % c.groups == 0, "the number of outputs must be a multiple of groups=",
-                 c.groups, ", got ", c.outputs);
+  BIGMODEL_CHECK(c.outputs > 0 && c.outputs % c.groups == 0,
+                 "the number of outputs must be a multiple of groups=", c.groups, ", got ", c.outputs);
   c.group_channels = c.channels / c.groups, c.group_outputs = c.outputs / c.groups;
   c.padded_height = c.height + c.padding[0] + c.padding[1], c.padded_width = c.width + c.padding[2] + c.padding[3];
   BIGMODEL_CHECK(c.height > 0 && c.width > 0, "x must have pixels, got shape ", shape_string(x));
-  BIGMODEL_CHECK(c.padded_height > c.dilation[0] * (c.kernel[0] - 1) && c.padded_width > c.dilation[1] * (c.kernel[1] - 1),
-                 "x must be at least as large as the kernel, got padded ", c.padded_height, "x", c.padded_width,
-                 " for kernel_size ", c.kernel[0], "x", c.kernel[1], " with dilation ", c.dilation[0], "x", c.dilation[1]);
+  BIGMODEL_CHECK(
+      c.padded_height > c.dilation[0] * (c.kernel[0] - 1) && c.padded_width > c.dilation[1] * (c.kernel[1] - 1),
+      "x must be at least as large as the kernel, got padded ", c.padded_height, "x", c.padded_width,
+      " for kernel_size ", c.kernel[0], "x", c.kernel[1], " with dilation ", c.dilation[0], "x", c.dilation[1]);
   c.out_height = out_size(c.padded_height, c.kernel[0], c.stride[0], c.dilation[0]);
   c.out_width = out_size(c.padded_width, c.kernel[1], c.stride[1], c.dilation[1]);
   check_shape(out, "out", {c.batch, c.outputs, c.out_height, c.out_width});

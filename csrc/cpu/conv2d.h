@@ -1,6 +1,7 @@
 // What the convolutions share: their window, the output's size, and the checks of both.
 //
-//   y[b, n, oy, ox] = sum over c, i, j of x[b, g(n) * Cg + c, oy * sh + i * dh - top, ox * sw + j * dw - left] * W[n, c, i, j]
+//   y[b, n, oy, ox] = sum over c, i, j of x[b, g(n) * Cg + c, oy * sh + i * dh - top, ox * sw + j * dw - left] * W[n,
+//   c, i, j]
 //
 // with x 0 outside of the image, Cg = C / groups and g(n) = n / (N / groups). As a matrix product, M counts output
 // pixels, N output channels and K = kh * kw * Cg.

@@ -1,8 +1,8 @@
 // What the int8 convolution does to images besides the matrix product, one thread's share of each.
 //
-// An image is quantized as a whole, q = round_half_even(x * inverse), and kept as bytes q + 128 (the unsigned operand of
-// the product) with its padding around it (128, which is 0) and its channels last: the inputs of one row of the kernel
-// window then lie side by side.
+// An image is quantized as a whole, q = round_half_even(x * inverse), and kept as bytes q + 128 (the unsigned operand
+// of the product) with its padding around it (128, which is 0) and its channels last: the inputs of one row of the
+// kernel window then lie side by side.
 #pragma once
 
 #include <cstdint>
@@ -15,15 +15,15 @@ constexpr int64_t kConvSlack = 64;  // bytes readable after the images, and writ
 
 // Rows of the product's left operand: row p is the inputs of output pixel first + p, `segments` runs of bytes.
 struct ConvRows {
-  const uint8_t* images;    // [images][padded_height][padded_width][channels]
-  int64_t image_bytes;      // between images
-  int64_t line_step;        // between output lines, in bytes of input
-  int64_t pixel_step;       // between output pixels of a line
+  const uint8_t* images;  // [images][padded_height][padded_width][channels]
+  int64_t image_bytes;    // between images
+  int64_t line_step;      // between output lines, in bytes of input
+  int64_t pixel_step;     // between output pixels of a line
   int64_t out_height, out_width;
-  const int64_t* offset;    // [segments] from the window's first byte
+  const int64_t* offset;  // [segments] from the window's first byte
   int64_t segments, segment_bytes;
-  int64_t first, count;     // output pixels, counted over the images
-  uint8_t* to;              // [count], `stride` bytes between; bytes after the last segment are undefined
+  int64_t first, count;  // output pixels, counted over the images
+  uint8_t* to;           // [count], `stride` bytes between; bytes after the last segment are undefined
   int64_t stride;
 };
 
@@ -34,7 +34,7 @@ struct ConvDepthwise {
   const int64_t* offset;  // [taps]
   int64_t taps;
   int64_t pixels, channels;
-  const int8_t* weight;   // [taps][channels]
+  const int8_t* weight;       // [taps][channels]
   const float* weight_scale;  // [channels]
   const float* bias;          // [channels], or null
   float x_scale;

@@ -62,7 +62,8 @@ void quantize_run(const void* x, int64_t count, float inverse, uint8_t* q) {
   }
 }
 
-// Four channels of 16 pixels, a byte each, in 32-bit lanes: sum of (q[j] + 128) * 256^j = sum of q[j] * 256^j + 0x80808080.
+// Four channels of 16 pixels, a byte each, in 32-bit lanes: sum of (q[j] + 128) * 256^j = sum of q[j] * 256^j +
+// 0x80808080.
 template <DType dtype>
 inline __m512i four_channels(const void* x, int64_t plane, int64_t channels, __mmask16 pixels, __m512 factor) {
   __m512i sum = _mm512_set1_epi32(static_cast<int>(0x80808080u));
@@ -76,7 +77,8 @@ inline __m512i four_channels(const void* x, int64_t plane, int64_t channels, __m
   return sum;
 }
 
-// 16 channels of 16 pixels: lane p of v[g] holds channels 4g to 4g + 3 of pixel p; pixel p's 16 bytes go to q + p * stride.
+// 16 channels of 16 pixels: lane p of v[g] holds channels 4g to 4g + 3 of pixel p; pixel p's 16 bytes go to q + p *
+// stride.
 inline void store_pixels(const __m512i* v, int64_t pixels, __mmask16 channels, int64_t stride, uint8_t* q) {
   const __m512i a = _mm512_unpacklo_epi32(v[0], v[1]), b = _mm512_unpackhi_epi32(v[0], v[1]);
   const __m512i c = _mm512_unpacklo_epi32(v[2], v[3]), d = _mm512_unpackhi_epi32(v[2], v[3]);

@@ -23,9 +23,8 @@ void quantize_planes(const void* x, DType dtype, int64_t plane, int64_t channels
 }
 
 void rows(const ConvRows& r) {
-  for_each_segment(r, [&](const uint8_t* from, uint8_t* to) {
-    std::memcpy(to, from, static_cast<size_t>(r.segment_bytes));
-  });
+  for_each_segment(
+      r, [&](const uint8_t* from, uint8_t* to) { std::memcpy(to, from, static_cast<size_t>(r.segment_bytes)); });
 }
 
 }  // namespace

@@ -30,12 +30,12 @@ constexpr Variants<const ConvImageKernels*> variants = {{&conv_image_scalar, nul
 #endif
 const KernelLevel level_of_int8_conv2d("int8_conv2d", [] { return kernel_isa("int8_linear"); });
 
-constexpr int64_t kRowTile = 6;                  // rows of every wide kernel's register tile
-constexpr int64_t kRowBytes = 128 << 10;         // rows of the product that stay in L2 beside a panel and their sums
+constexpr int64_t kRowTile = 6;           // rows of every wide kernel's register tile
+constexpr int64_t kRowBytes = 128 << 10;  // rows of the product that stay in L2 beside a panel and their sums
 constexpr int64_t kMaxRows = 512;
-constexpr int64_t kImagesBytes = 512 << 10;      // small images are done so many at a time
-constexpr int64_t kGrainWork = 1 << 20;          // multiply-adds below which a second thread does not pay
-constexpr int64_t kGrainElements = 32768;        // the same for quantizing
+constexpr int64_t kImagesBytes = 512 << 10;  // small images are done so many at a time
+constexpr int64_t kGrainWork = 1 << 20;      // multiply-adds below which a second thread does not pay
+constexpr int64_t kGrainElements = 32768;    // the same for quantizing
 enum Slot { kImagesSlot, kItemSlot };
 
 constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }

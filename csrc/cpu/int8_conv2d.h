@@ -14,9 +14,9 @@
 namespace bigmodel {
 
 // Checks its arguments, then runs over torch's threads. x [B,C,H,W] and out [B,N,OH,OW] of one float dtype, both
-// contiguous or both channels last; weight int8, [groups, ceil(Ng/64), ceil(K/4) + 1, 64, 4] packed, or [N,K] (packed in
-// the call; for groups of few outputs, whose panels would be mostly padding); weight_scale float32 [N]; bias [N] of any
-// float dtype.
+// contiguous or both channels last; weight int8, [groups, ceil(Ng/64), ceil(K/4) + 1, 64, 4] packed, or [N,K] (packed
+// in the call; for groups of few outputs, whose panels would be mostly padding); weight_scale float32 [N]; bias [N] of
+// any float dtype.
 void int8_conv2d(const View& x, const View& weight, const View& weight_scale, const std::optional<View>& bias,
                  const View& out, const ConvWindow& window, bool channels_last);
 

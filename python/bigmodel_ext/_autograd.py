@@ -1,6 +1,7 @@
 """Backward formulas, and nothing else. With W the (de-quantized) weight and g the gradient of the output:
 
-int8_conv2d:                      dx = the transposed convolution of g with W       (rounding
+int8_conv2d:                      dx = the transposed convolution of g with W         (rounding as below)
+sparse_conv2d:                    the same, dvalues = (dense dW) at the stored positions: a dense backward pass
 int8_linear, int8_sparse_linear:  dx = g W           (rounding counts as the identity: straight-through)
 sparse_linear:                    dx = g W,  dvalues = (g^T x) at the stored positions,  dbias = sum g
                                   (products of the same kind: they have gradients in turn)
@@ -14,7 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.grad import conv2d_input
+from torch.nn.grad import conv2d_input, conv2d_weight
 
 from bigmodel_ext import _reference
 from bigmodel_ext._ops import NAMESPACE, library
@@ -78,6 +79,30 @@ def _int8_conv2d_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         dx = _conv_input_grad(grad, weight.float() * weight_scale.view(-1, 1, 1, 1), ctx.size, ctx.window)
     dbias = _channel_sums(grad, bias) if ctx.needs_input_grad[3] else None
     return dx, None, None, dbias, None, None, None, None, None
+
+
+def _sparse_conv2d_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, values, crow, col, bias, *window, ctx.outputs, ctx.panel = inputs
+    ctx.save_for_backward(x, values, crow, col, bias)
+    ctx.window = tuple(window)
+
+
+def _sparse_conv2d_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    x, values, crow, col, bias = ctx.saved_tensors
+    kernel_size, stride, (top, bottom, left, right), dilation, groups = ctx.window
+    dx = dvalues = None
+    group_channels = x.shape[1] // groups
+    if ctx.needs_input_grad[0]:
+        weight = _reference.sparse_conv_weight(values, crow, col, ctx.outputs, kernel_size, group_channels, ctx.panel)
+        dx = _conv_input_grad(grad, weight, x.shape[2:], ctx.window)
+    if ctx.needs_input_grad[1]:
+        shape = (ctx.outputs, group_channels, *kernel_size)
+        padded = torch.nn.functional.pad(x, (left, right, top, bottom)).to(values.dtype)
+        dense = conv2d_weight(padded, shape, grad.to(values.dtype), stride, 0, dilation, groups).flatten(1)
+        rows, columns = _reference.panel_rows_columns(crow, col, ctx.outputs, ctx.panel)
+        dvalues = dense[rows, columns]
+    dbias = _channel_sums(grad, bias) if ctx.needs_input_grad[4] else None
+    return dx, dvalues, None, None, dbias, None, None, None, None, None, None, None
 
 
 def _int8_sparse_linear_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -169,6 +194,7 @@ def _no_second_derivative(ctx: Any, out: Tensor) -> None:
 
 _register("int8_linear", _int8_linear_setup, _int8_linear_backward)
 _register("int8_conv2d", _int8_conv2d_setup, _int8_conv2d_backward)
+_register("sparse_conv2d", _sparse_conv2d_setup, _sparse_conv2d_backward)
 _register("int8_sparse_linear", _int8_sparse_linear_setup, _int8_sparse_linear_backward)
 _register("sparse_linear", _sparse_linear_setup, _sparse_linear_backward)
 _register("sparse_linear_grad_input", _grad_input_setup, _grad_input_backward)

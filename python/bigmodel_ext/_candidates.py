@@ -18,7 +18,7 @@ from bigmodel_ext._configs import (
 )
 from bigmodel_ext._masks import block_mask, magnitude_mask
 from bigmodel_ext._surgery import nbytes
-from bigmodel_ext.nn import Int8Conv2d, Int8Linear, Int8SparseLinear, SparseLinear
+from bigmodel_ext.nn import Int8Conv2d, Int8Linear, Int8SparseLinear, SparseConv2d, SparseLinear
 
 Made = list[nn.Module] | str
 Maker = Callable[[Any, Any], Made]
@@ -28,12 +28,13 @@ def _int8_linear(linear: nn.Linear, config: Int8DynamicActivationInt8WeightConfi
     return [Int8Linear.from_float(linear)]
 
 
-def _sparse_linear(linear: nn.Linear, config: UnstructuredSparseWeightConfig) -> Made:
+def _sparse(dense: Any, config: UnstructuredSparseWeightConfig) -> Made:
+    kind = SparseConv2d if isinstance(dense, nn.Conv2d) else SparseLinear
     if config.sparsity is not None:
-        return [SparseLinear.from_dense(linear, magnitude_mask(linear.weight, config.sparsity))]
-    layer = SparseLinear.from_dense(linear)
-    if nbytes(layer) >= nbytes(linear):
-        return f"it would not get smaller ({layer.nnz} of {linear.weight.numel()} weights are not zero)"
+        return [kind.from_dense(dense, magnitude_mask(dense.weight, config.sparsity))]
+    layer = kind.from_dense(dense)
+    if nbytes(layer) >= nbytes(dense):
+        return f"it would not get smaller ({layer.nnz} of {dense.weight.numel()} weights are not zero)"
     return [layer]
 
 
@@ -54,6 +55,6 @@ QUANTIZE: dict[type, dict[type[nn.Module], Maker]] = {
     Int8DynamicActivationInt8WeightConfig: {nn.Linear: _int8_linear, nn.Conv2d: _int8_conv2d},
 }
 SPARSIFY: dict[type, dict[type[nn.Module], Maker]] = {
-    UnstructuredSparseWeightConfig: {nn.Linear: _sparse_linear},
+    UnstructuredSparseWeightConfig: {nn.Linear: _sparse, nn.Conv2d: _sparse},
     Int8BlockSparseWeightConfig: {nn.Linear: _int8_sparse_linear, nn.Conv2d: _no_blocks},
 }

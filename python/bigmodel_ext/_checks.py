@@ -169,6 +169,29 @@ def check_sparse_linear(
     _require_bias(bias, out_features)
 
 
+def check_sparse_conv2d(
+    x: Tensor,
+    values: Tensor,
+    crow: Tensor,
+    col: Tensor,
+    bias: Tensor | None,
+    kernel_size: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    out_channels: int,
+    panel: int,
+) -> None:
+    _require_dtype("x", x, *FLOATS, torch.float64)
+    _require_dtype("values", values, *dict.fromkeys((torch.float32, x.dtype)))
+    require(values.dim() == 1, lambda: f"values must be [nnz], got shape {list(values.shape)}")
+    conv2d_shape(x, out_channels, kernel_size, stride, padding, dilation, groups)
+    k = x.shape[1] // groups * kernel_size[0] * kernel_size[1]
+    _check_sparse(values, crow, col, out_channels, k, panel)
+    _require_bias(bias, out_channels)
+
+
 def check_sparse_linear_grad_input(
     grad: Tensor, values: Tensor, crow: Tensor, col: Tensor, in_features: int, panel: int
 ) -> None:

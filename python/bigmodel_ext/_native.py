@@ -43,6 +43,7 @@ philox_4x32 = _C.philox_4x32
 quantize_rows = _C.quantize_rows
 int8_sparse_linear = _C.int8_sparse_linear
 sparse_linear = _C.sparse_linear
+sparse_conv2d = _C.sparse_conv2d
 sparse_linear_grad_input = _C.sparse_linear_grad_input
 sparse_linear_grad_values = _C.sparse_linear_grad_values
 

@@ -58,6 +58,11 @@ OPS: dict[str, tuple[str, Callable[..., None], Callable[..., Any]]] = {
         checks.check_sparse_linear,
         lambda x, values, crow, col, bias, out_features, panel: _rows(x, out_features),
     ),
+    "sparse_conv2d": (
+        f"(Tensor x, Tensor values, {_INDICES}, Tensor? bias, {_WINDOW}, SymInt out_channels, int panel) -> Tensor",
+        checks.check_sparse_conv2d,
+        lambda x, values, crow, col, bias, *rest: _image(x, rest[-2], *rest[:-2]),
+    ),
     "sparse_linear_grad_input": (
         f"(Tensor grad, Tensor values, {_INDICES}, SymInt in_features, int panel) -> Tensor",
         checks.check_sparse_linear_grad_input,

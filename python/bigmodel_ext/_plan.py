@@ -3,6 +3,7 @@ model as it was built, leaving the new layers to be filled."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -11,9 +12,10 @@ from torch import Tensor, nn
 
 from bigmodel_ext._fuse import CHAINS, Chain, block_chains, may_have_chains, shortened
 from bigmodel_ext._surgery import Changes, Place, Survey, device_of, without_bias
-from bigmodel_ext.nn import Absorbed, FusedDropout, Int8Conv2d, Int8Linear, Int8SparseLinear, SparseLinear
+from bigmodel_ext.nn import Absorbed, FusedDropout, Int8Conv2d, Int8Linear, Int8SparseLinear, SparseConv2d, SparseLinear
+from bigmodel_ext.nn._compressed import Compressed
 from bigmodel_ext.nn._conv import CompressedConv2d, conv_arguments
-from bigmodel_ext.nn._linear import CompressedLinear
+from bigmodel_ext.nn._pattern import Pattern
 
 Entry = dict[str, Any]
 
@@ -23,6 +25,7 @@ _SPARSE = {**_LINEAR, "panel": int, "stored": int}
 _CONV = {"in_channels": int, "out_channels": int, "groups": int, "bias": bool, "window": list}
 _FIELDS: dict[str, dict[str, Any]] = {
     "int8_conv2d": _CONV,
+    "sparse_conv2d": {**_CONV, "panel": int, "stored": int},
     "int8_linear": _LINEAR,
     "sparse_linear": _SPARSE,
     "int8_sparse_linear": _SPARSE,
@@ -38,8 +41,9 @@ _CHAIN = {
     "absorbed": (str, type(None)),
     "residual": bool,
 }
-_CLASSES: dict[str, type[CompressedLinear] | type[CompressedConv2d]] = {
+_CLASSES: dict[str, type[Compressed]] = {
     "int8_conv2d": Int8Conv2d,
+    "sparse_conv2d": SparseConv2d,
     "int8_linear": Int8Linear,
     "sparse_linear": SparseLinear,
     "int8_sparse_linear": Int8SparseLinear,
@@ -61,23 +65,9 @@ def describe(model: nn.Module) -> list[Entry]:
 
 
 def _describe(module: nn.Module) -> Entry | None:
-    if isinstance(module, CompressedConv2d):
-        return {
-            "kind": next(kind for kind, cls in _CLASSES.items() if isinstance(module, cls)),
-            "in_channels": module.in_channels, "out_channels": module.out_channels, "groups": module.groups,
-            "bias": module.bias is not None, "window": _conv_window(module),
-        }  # fmt: skip
-    if isinstance(module, CompressedLinear):
+    if isinstance(module, Compressed):
         kind = next(kind for kind, cls in _CLASSES.items() if isinstance(module, cls))
-        entry = {
-            "kind": kind,
-            "in_features": module.in_features,
-            "out_features": module.out_features,
-            "bias": module.bias is not None,
-        }
-        if isinstance(module, (SparseLinear, Int8SparseLinear)):
-            entry |= {"panel": module.panel, "stored": module.col.shape[0]}
-        return entry
+        return {"kind": kind, **_shape_of(module)}
     if isinstance(module, FusedDropout):
         features, dtype = None, None
         if module.bias is not None:
@@ -91,6 +81,20 @@ def _describe(module: nn.Module) -> Entry | None:
     if type(module) is nn.Linear and module.bias is None:
         return {"kind": "linear_without_bias"}
     return None
+
+
+def _shape_of(module: Compressed) -> Entry:
+    entry: Entry
+    if isinstance(module, CompressedConv2d):
+        names: tuple[str, ...] = ("in_channels", "out_channels", "groups")
+        entry = {"window": _conv_window(module)}
+    else:
+        names, entry = ("in_features", "out_features"), {}
+    entry |= {name: getattr(module, name) for name in names}
+    entry["bias"] = module.bias is not None
+    if isinstance(module, Pattern):
+        entry |= {"panel": module.panel, "stored": module.col.shape[0]}
+    return entry
 
 
 def _conv_window(conv: nn.Conv2d) -> list[Any]:
@@ -187,7 +191,11 @@ def _conv(survey: Survey, place: Place, entry: Entry) -> nn.Module:
     have = [old.in_channels, old.out_channels, old.groups, *_conv_window(old)]
     held = [entry["in_channels"], entry["out_channels"], entry["groups"], *entry["window"]]
     _require(have == held, f"{place.fqn!r} is {have} in the model and {held} in the file")
-    return _as_trained(Int8Conv2d(*conv_arguments(old), bias=entry["bias"], **_placed(old)), old)
+    placed = {"bias": entry["bias"], **_placed(old)}
+    if entry["kind"] == "int8_conv2d":
+        return _as_trained(Int8Conv2d(*conv_arguments(old), **placed), old)
+    _require_room(entry, old.out_channels * math.prod((old.in_channels // old.groups, *old.kernel_size)))
+    return _as_trained(_resized(SparseConv2d(*conv_arguments(old), **placed, panel=entry["panel"]), entry), old)
 
 
 def _linear(survey: Survey, place: Place, entry: Entry) -> nn.Module:
@@ -204,14 +212,22 @@ def _linear(survey: Survey, place: Place, entry: Entry) -> nn.Module:
     return _as_trained(layer, old)
 
 
-def _sparse(cls: type, entry: Entry, placed: dict[str, Any]) -> CompressedLinear:
-    n, k, panel, stored = (entry[name] for name in ("out_features", "in_features", "panel", "stored"))
-    most = n * (k if cls is SparseLinear else -(-k // 4))
+def _require_room(entry: Entry, most: int) -> None:
+    panel, stored = entry["panel"], entry["stored"]
     _require(1 <= panel <= 256, f"{entry['fqn']!r}: panel must be in [1, 256], got {panel}")
     _require(stored <= most, f"{entry['fqn']!r}: at most {most} entries can be stored, got {stored}")
-    layer = (SparseLinear if cls is SparseLinear else Int8SparseLinear)(k, n, entry["bias"], **placed, panel=panel)
-    layer.resize(stored)
+
+
+def _resized(layer: Pattern, entry: Entry) -> Pattern:
+    layer.resize(entry["stored"])
     return layer
+
+
+def _sparse(cls: type, entry: Entry, placed: dict[str, Any]) -> nn.Module:
+    n, k = entry["out_features"], entry["in_features"]
+    _require_room(entry, n * (k if cls is SparseLinear else -(-k // 4)))
+    kind = SparseLinear if cls is SparseLinear else Int8SparseLinear
+    return _resized(kind(k, n, entry["bias"], **placed, panel=entry["panel"]), entry)
 
 
 def _without_bias(survey: Survey, place: Place, entry: Entry) -> nn.Module:

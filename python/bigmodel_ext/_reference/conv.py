@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bigmodel_ext._reference.int8 import quantize_rows, unpack_int8
+from bigmodel_ext._reference.sparse import sparse_to_dense
 
 
 def channels_last(x: Tensor) -> bool:
@@ -71,3 +72,30 @@ def int8_conv2d(
     if bias is not None:
         y = y + bias.float().view(-1, 1, 1)
     return in_order_of(x, y)
+
+
+def sparse_conv_weight(
+    values: Tensor, crow: Tensor, col: Tensor, n: int, kernel_size: Sequence[int], group_channels: int, panel: int
+) -> Tensor:
+    """Dense [N,Cg,kh,kw]: the matrix's columns are channels, window lines and window columns, the last fastest."""
+    kh, kw = kernel_size
+    return sparse_to_dense(values, crow, col, n, group_channels * kh * kw, panel).view(n, group_channels, kh, kw)
+
+
+def sparse_conv2d(
+    x: Tensor,
+    values: Tensor,
+    crow: Tensor,
+    col: Tensor,
+    bias: Tensor | None,
+    kernel_size: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    out_channels: int,
+    panel: int,
+) -> Tensor:
+    weight = sparse_conv_weight(values, crow, col, out_channels, kernel_size, x.shape[1] // groups, panel)
+    b = None if bias is None else bias.to(weight.dtype)
+    return in_order_of(x, conv2d(x.to(weight.dtype), weight, b, stride, padding, dilation, groups))

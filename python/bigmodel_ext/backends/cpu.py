@@ -65,6 +65,17 @@ def int8_conv2d(x: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | 
     return out
 
 
+def sparse_conv2d(
+    x: Tensor, values: Tensor, crow: Tensor, col: Tensor, bias: Tensor | None, *window_n_panel: Any
+) -> Tensor:
+    if x.dtype is torch.float64:
+        return _dispatch.fall_back("sparse_conv2d", x, values, crow, col, bias, *window_n_panel)
+    *window, n, panel = window_n_panel
+    x, out, numbers, last = _conv_images(x, n, tuple(window))
+    _native.sparse_conv2d(x, values, crow, col, bias, out, numbers, panel, last)
+    return out
+
+
 def sparse_linear(
     x: Tensor, values: Tensor, crow: Tensor, col: Tensor, bias: Tensor | None, out_features: int, panel: int
 ) -> Tensor:
@@ -141,6 +152,7 @@ _dispatch.register(
         "int8_linear": Candidate("cpu", int8_linear),
         "int8_conv2d": Candidate("cpu", int8_conv2d),
         "int8_sparse_linear": Candidate("cpu", int8_sparse_linear),
+        "sparse_conv2d": Candidate("cpu", sparse_conv2d, _double),
         "sparse_linear": Candidate("cpu", sparse_linear, _double),
         "sparse_linear_grad_input": Candidate("cpu", sparse_linear_grad_input, _double),
         "sparse_linear_grad_values": Candidate("cpu", sparse_linear_grad_values, _double),

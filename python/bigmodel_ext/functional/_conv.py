@@ -8,6 +8,7 @@ from torch import Tensor
 
 from bigmodel_ext.functional._registered import compiling, ops
 
+_sparse_conv2d = ops.sparse_conv2d.default
 _int8_conv2d = ops.int8_conv2d.default
 
 
@@ -82,3 +83,49 @@ def int8_conv2d(
     if x.dim() == 3:
         return op(x.unsqueeze(0), weight_q, weight_scale, bias, *window).squeeze(0)
     return op(x, weight_q, weight_scale, bias, *window)
+
+
+def sparse_conv2d(
+    x: Tensor,
+    values: Tensor,
+    crow: Tensor,
+    col: Tensor,
+    bias: Tensor | None = None,
+    stride: int | Sequence[int] = 1,
+    padding: int | Sequence[int] | str = 0,
+    dilation: int | Sequence[int] = 1,
+    groups: int = 1,
+    *,
+    kernel_size: Sequence[int],
+    out_channels: int,
+    panel: int,
+) -> Tensor:
+    """A 2-d convolution that stores and multiplies only some of its weights: ``F.conv2d(x, W, bias, ...)``.
+
+    Differentiable in x, in the stored values (only those: the sparsity pattern is fixed) and in bias; the backward pass
+    is a dense convolution's and gains nothing.
+
+    Args:
+        x: [B,C,H,W] or [C,H,W] float32, bfloat16, float16 (or float64, computed by the reference). Channels last gives
+            channels last; other strides are copied.
+        values, crow, col: W.flatten(1) [N, C/groups * kh * kw] in the panel-CSR format of ``formats.csr.pack``; values
+            float32 or x's dtype.
+        bias: [N], any floating dtype.
+        stride, dilation, padding: as for :func:`int8_conv2d`.
+        kernel_size: (kh, kw).
+        out_channels: N.
+        panel: columns to a panel, as packed.
+
+    Returns:
+        [B,N,OH,OW] (or [N,OH,OW]) in x's dtype and memory format; sums are float32.
+
+    Raises:
+        TypeError: a dtype is not one of those above.
+        ValueError: shapes or numbers do not match.
+    """
+    stride, dilation = _pair(stride), _pair(dilation)
+    window = (kernel_size, stride, _padding(padding, kernel_size, stride, dilation), dilation, groups)
+    op = _sparse_conv2d if compiling() else _sparse_conv2d._op
+    if x.dim() == 3:
+        return op(x.unsqueeze(0), values, crow, col, bias, *window, out_channels, panel).squeeze(0)
+    return op(x, values, crow, col, bias, *window, out_channels, panel)

@@ -5,6 +5,7 @@ from bigmodel_ext.nn.fused_dropout import Absorbed, FusedDropout
 from bigmodel_ext.nn.int8_conv2d import Int8Conv2d
 from bigmodel_ext.nn.int8_linear import Int8Linear
 from bigmodel_ext.nn.int8_sparse_linear import Int8SparseLinear
+from bigmodel_ext.nn.sparse_conv2d import SparseConv2d
 from bigmodel_ext.nn.sparse_linear import SparseLinear
 
-__all__ = ["Absorbed", "FusedDropout", "Int8Conv2d", "Int8Linear", "Int8SparseLinear", "SparseLinear"]
+__all__ = ["Absorbed", "FusedDropout", "Int8Conv2d", "Int8Linear", "Int8SparseLinear", "SparseConv2d", "SparseLinear"]

@@ -1,20 +1,21 @@
-"""What the two sparse layers share: a pattern (crow, col) whose size is known only when it is loaded."""
+"""What the sparse layers share: a pattern (crow, col) whose size is known only when it is loaded."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from bigmodel_ext.formats import csr
+from bigmodel_ext.nn._compressed import Compressed
 from bigmodel_ext.nn._linear import CompressedLinear
 
 _STORED = ("values", "crow", "col")
 
 
-class PatternLinear(CompressedLinear):
-    """Holds crow and col over `columns` columns; `values` has one row for each entry of col."""
+class Pattern(Compressed):
+    """Holds crow and col over `outputs` rows and `columns` columns; `values` has one row for each entry of col."""
 
     panel: int
     values: Tensor
@@ -23,9 +24,14 @@ class PatternLinear(CompressedLinear):
 
     def _register_pattern(self, panel: int, device: torch.device | str | None) -> None:
         self.panel = panel
-        entries = -(-self.columns // panel) * self.out_features + 1
+        entries = -(-self.columns // panel) * self.outputs + 1
         self.register_buffer("crow", torch.zeros(entries, dtype=torch.int32, device=device))
         self.register_buffer("col", torch.empty(0, dtype=torch.uint8, device=device))
+
+    @property
+    def outputs(self) -> int:
+        """How many rows the pattern has."""
+        raise NotImplementedError
 
     @property
     def columns(self) -> int:
@@ -73,8 +79,8 @@ class PatternLinear(CompressedLinear):
         """Check what is to be loaded and make room for it."""
         panel = self.panel
         if crow.shape != self.crow.shape:
-            panel = csr.panel_of(crow, self.out_features, self.columns) or panel
-        problem = csr.invalid(crow, col, self.out_features, self.columns, panel) or self._invalid_values(values)
+            panel = csr.panel_of(crow, self.outputs, self.columns) or panel
+        problem = csr.invalid(crow, col, self.outputs, self.columns, panel) or self._invalid_values(values)
         if problem is None and values.shape[:1] != col.shape:
             problem = f"values must have {col.shape[0]} entries, one for each of col, got {values.shape[0]}"
         if problem is None and panel != self.panel:
@@ -85,3 +91,50 @@ class PatternLinear(CompressedLinear):
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, stored={self.col.shape[0]}"
+
+
+class PatternLinear(Pattern, CompressedLinear):
+    @property
+    def outputs(self) -> int:
+        """N."""
+        return self.out_features
+
+
+class SparseValues(Pattern):
+    """Stored weights that are trained: a Parameter of one number for each entry of the pattern."""
+
+    def _register_values(self, panel: int, device: torch.device | str | None, dtype: torch.dtype | None) -> None:
+        self.values = nn.Parameter(torch.empty(0, device=device, dtype=dtype))
+        self._register_pattern(panel, device)
+
+    def _store(self, weight: Tensor, mask: Tensor | None, requires_grad: bool) -> None:
+        """Fill with weight [N,K] where mask (default: weight != 0) is True."""
+        values, self.crow, self.col = csr.pack(weight, mask, self.panel)
+        self.values = nn.Parameter(values, requires_grad=requires_grad)
+
+    @property
+    def nnz(self) -> int:
+        """How many weights are stored."""
+        return self.col.shape[0]
+
+    def reset_parameters(self) -> None:
+        """Zero the stored weights and the bias; the pattern stays."""
+        with torch.no_grad():
+            for tensor in self.parameters():
+                tensor.zero_()
+
+    def resize(self, stored: int) -> None:
+        """Make room for another number of stored weights (the same Parameter); what they hold is undefined."""
+        self.values.data = self.values.data.new_empty(stored)
+        self.values.grad = None
+        self.col = self.col.new_empty(stored)
+
+    def _invalid_values(self, values: Tensor) -> str | None:
+        fits = values.dim() == 1 and values.is_floating_point()
+        return None if fits else f"values must be floating point [nnz], got {values.dtype} {list(values.shape)}"
+
+
+def panel_of_weight(weight: Tensor, mask: Tensor | None) -> int:
+    """The panel for what of weight would be stored."""
+    stored = weight.count_nonzero() if mask is None else mask.count_nonzero()
+    return csr.panel_for(int(stored) / max(weight.numel(), 1))

@@ -8,12 +8,12 @@ from torch import Tensor, nn
 from bigmodel_ext import functional
 from bigmodel_ext.formats import csr
 from bigmodel_ext.nn._linear import require_linear
-from bigmodel_ext.nn._pattern import PatternLinear
+from bigmodel_ext.nn._pattern import PatternLinear, SparseValues, panel_of_weight
 
 LAYOUTS = ("auto", "panel_csr")
 
 
-class SparseLinear(PatternLinear):
+class SparseLinear(SparseValues, PatternLinear):
     """``y = x @ W.T + bias`` with W [N,K] in panel-CSR (see ``formats.csr``).
 
     ``values`` [nnz] is a Parameter: training moves the stored weights and keeps the pattern. ``crow`` int32 and ``col``
@@ -34,8 +34,7 @@ class SparseLinear(PatternLinear):
         panel: int = csr.PANEL,
     ) -> None:
         super().__init__(in_features, out_features, bias, device, dtype)
-        self.values = nn.Parameter(torch.empty(0, device=device, dtype=dtype))
-        self._register_pattern(panel, device)
+        self._register_values(panel, device, dtype)
 
     @classmethod
     def from_dense(cls, linear: nn.Linear, mask: Tensor | None = None, layout: str = "auto") -> SparseLinear:
@@ -50,27 +49,14 @@ class SparseLinear(PatternLinear):
         if layout not in LAYOUTS:
             raise ValueError(f"layout must be one of {', '.join(LAYOUTS)}, got {layout!r}")
         weight = linear.weight.detach()
-        stored = weight.count_nonzero() if mask is None else mask.count_nonzero()
-        layer: SparseLinear = cls._like(linear, panel=csr.panel_for(int(stored) / max(weight.numel(), 1)))
-        values, layer.crow, layer.col = csr.pack(weight, mask, layer.panel)
-        layer.values = nn.Parameter(values, requires_grad=linear.weight.requires_grad)
+        layer: SparseLinear = cls._like(linear, panel=panel_of_weight(weight, mask))
+        layer._store(weight, mask, linear.weight.requires_grad)
         return layer
-
-    @property
-    def nnz(self) -> int:
-        """How many weights are stored."""
-        return self.col.shape[0]
 
     @property
     def weight(self) -> Tensor:  # type: ignore[override]
         """W dense [N,K], computed on each access; assigning into it changes nothing, gradients reach ``values``."""
         return csr.unpack(self.values, self.crow, self.col, self.out_features, self.in_features, self.panel)
-
-    def reset_parameters(self) -> None:
-        """Zero the stored weights and the bias; the pattern stays."""
-        with torch.no_grad():
-            for tensor in self.parameters():
-                tensor.zero_()
 
     def forward(self, x: Tensor) -> Tensor:
         self._require_features(x)
@@ -82,13 +68,3 @@ class SparseLinear(PatternLinear):
     def columns(self) -> int:
         """K."""
         return self.in_features
-
-    def resize(self, stored: int) -> None:
-        """Make room for another number of stored weights (the same Parameter); what they hold is undefined."""
-        self.values.data = self.values.data.new_empty(stored)
-        self.values.grad = None
-        self.col = self.col.new_empty(stored)
-
-    def _invalid_values(self, values: Tensor) -> str | None:
-        fits = values.dim() == 1 and values.is_floating_point()
-        return None if fits else f"values must be floating point [nnz], got {values.dtype} {list(values.shape)}"
