@@ -71,7 +71,7 @@ def _gain(args: tuple[Any, ...], op: str, ours: Callable[[], object], dense: Cal
     if any(isinstance(a, Tensor) and a.is_meta for a in args):
         return None
     parts = [(*a.shape, a.dtype, a.device) if isinstance(a, Tensor) else a for a in args]
-    key = (op, *parts, torch.get_num_threads(), _native.active_isa())
+    key = (op, *(tuple(a) if isinstance(a, list) else a for a in parts), torch.get_num_threads(), _native.active_isa())
     if key not in _gains:
         _gains[key] = _measure.gain(ours, dense)
     return _gains[key]
