@@ -29,18 +29,24 @@ struct ConvRows {
 
 // One output line of a convolution with as many groups as channels and outputs.
 struct ConvDepthwise {
-  const uint8_t* from;    // the first output pixel's first input pixel
+  const uint8_t* from;    // the first output pixel's first input pixel; 64 bytes past the last are readable
   int64_t pixel_step;     // bytes of input between output pixels
-  const int64_t* offset;  // [taps]
+  const int64_t* offset;  // [taps rounded up to 4], the last ones any valid ones
   int64_t taps;
   int64_t pixels, channels;
-  const int8_t* weight;       // [taps][channels]
-  const float* weight_scale;  // [channels]
-  const float* bias;          // [channels], or null
+  int64_t width;                // channels that the weights are laid out for
+  const int8_t* weight;         // [taps][width]; packed: [taps / 4][width / 64][4][16][4], see packed_tap
+  const int32_t* compensation;  // [channels rounded up to 64] of 128 * sum of a channel's weights
+  const float* weight_scale;    // [channels]
+  const float* bias;            // [channels], or null
   float x_scale;
   float* out;  // [pixels][channels], out_stride between pixels
   int64_t out_stride;
 };
+
+using ConvDepthwiseKernel = void (*)(const ConvDepthwise&);
+
+void conv_depthwise_avx512vnni(const ConvDepthwise&);  // the only one whose weights are packed
 
 struct ConvImageKernels {
   // The largest |x| as a bit pattern, which orders as an integer: infinity and then NaN on top.
@@ -51,7 +57,9 @@ struct ConvImageKernels {
   void (*quantize_planes)(const void* x, DType dtype, int64_t plane, int64_t channels, int64_t pixels, float inverse,
                           uint8_t* q);
   void (*rows)(const ConvRows&);
-  void (*depthwise)(const ConvDepthwise&);
+  ConvDepthwiseKernel depthwise;
+  // sums [pixels][64] of `columns` planes -> out[n * plane + p], rounded once to dtype. Null: the tiles' is as good.
+  void (*store_planes)(const float* sums, int64_t pixels, int64_t columns, void* out, DType dtype, int64_t plane);
 };
 
 extern const ConvImageKernels conv_image_scalar, conv_image_avx2, conv_image_avx512;

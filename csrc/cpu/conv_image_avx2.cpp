@@ -105,6 +105,6 @@ void rows(const ConvRows& r) {
 
 }  // namespace
 
-const ConvImageKernels conv_image_avx2 = {largest, quantize, quantize_planes, rows, depthwise};
+const ConvImageKernels conv_image_avx2 = {largest, quantize, quantize_planes, rows, depthwise, nullptr};
 
 }  // namespace bigmodel

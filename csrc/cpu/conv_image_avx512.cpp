@@ -108,9 +108,9 @@ template <DType dtype>
 void quantize_planes_of(const void* x, int64_t plane, int64_t channels, int64_t pixels, float inverse, uint8_t* q) {
   constexpr int64_t kBytes = dtype == DType::f32 ? 4 : 2;
   const __m512 factor = _mm512_set1_ps(inverse);
-  for (int64_t p = 0; p < pixels; p += 16) {
-    const __mmask16 mask = first_lanes(pixels - p);
-    for (int64_t c = 0; c < channels; c += 16) {
+  for (int64_t c = 0; c < channels; c += 16) {  // outside, so that few planes are read at a time
+    for (int64_t p = 0; p < pixels; p += 16) {
+      const __mmask16 mask = first_lanes(pixels - p);
       __m512i v[4];
 #pragma GCC unroll 4
       for (int g = 0; g < 4; ++g) {
@@ -147,8 +147,76 @@ void rows(const ConvRows& r) {
   });
 }
 
+// Round to nearest even; NaN stays NaN, as float_to_bf16 in half.h.
+inline __m256i to_bf16(__m512 y) {
+  const __m512i bits = _mm512_castps_si512(y);
+  const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+  __m512i rounded = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
+  const __mmask16 nan = _mm512_cmp_ps_mask(y, y, _CMP_UNORD_Q);
+  rounded = _mm512_mask_or_epi32(rounded, nan, bits, _mm512_set1_epi32(0x400000));
+  return _mm512_cvtepi32_epi16(_mm512_srli_epi32(rounded, 16));
+}
+
+inline void store16(void* out, DType dtype, int64_t at, __mmask16 mask, __m512 y) {
+  if (dtype == DType::f32) {
+    _mm512_mask_storeu_ps(static_cast<float*>(out) + at, mask, y);
+    return;
+  }
+  const __m256i half =
+      dtype == DType::bf16 ? to_bf16(y) : _mm512_cvtps_ph(y, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  _mm256_mask_storeu_epi16(static_cast<uint16_t*>(out) + at, mask, half);
+}
+
+// v[i][j] <-> v[j][i], in registers: hence unrolled, and in the caller.
+__attribute__((always_inline)) inline void transpose(__m512* v) {
+  __m512 t[16];
+#pragma GCC unroll 8
+  for (int i = 0; i < 16; i += 2) {
+    t[i] = _mm512_unpacklo_ps(v[i], v[i + 1]);
+    t[i + 1] = _mm512_unpackhi_ps(v[i], v[i + 1]);
+  }
+#pragma GCC unroll 4
+  for (int i = 0; i < 16; i += 4) {
+#pragma GCC unroll 2
+    for (int j = 0; j < 2; ++j) {
+      const __m512d a = _mm512_castps_pd(t[i + j]), b = _mm512_castps_pd(t[i + j + 2]);
+      v[i + 2 * j] = _mm512_castpd_ps(_mm512_unpacklo_pd(a, b));
+      v[i + 2 * j + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(a, b));
+    }
+  }
+#pragma GCC unroll 4
+  for (int j = 0; j < 4; ++j) {
+    const __m512 a = _mm512_shuffle_f32x4(v[j], v[j + 4], 0x88), b = _mm512_shuffle_f32x4(v[j], v[j + 4], 0xdd);
+    const __m512 c = _mm512_shuffle_f32x4(v[j + 8], v[j + 12], 0x88),
+                 d = _mm512_shuffle_f32x4(v[j + 8], v[j + 12], 0xdd);
+    t[j] = _mm512_shuffle_f32x4(a, c, 0x88);
+    t[j + 4] = _mm512_shuffle_f32x4(b, d, 0x88);
+    t[j + 8] = _mm512_shuffle_f32x4(a, c, 0xdd);
+    t[j + 12] = _mm512_shuffle_f32x4(b, d, 0xdd);
+  }
+#pragma GCC unroll 16
+  for (int i = 0; i < 16; ++i) v[i] = t[i];
+}
+
+// 16 planes at a time, so that there are no more streams of stores than the processor follows.
+void store_planes(const float* sums, int64_t pixels, int64_t columns, void* out, DType dtype, int64_t plane) {
+  for (int64_t n = 0; n < columns; n += 16) {
+    for (int64_t p = 0; p < pixels; p += 16) {
+      const __mmask16 mask = first_lanes(pixels - p);
+      __m512 v[16];
+#pragma GCC unroll 16
+      for (int i = 0; i < 16; ++i)
+        v[i] = _mm512_maskz_loadu_ps(p + i < pixels ? __mmask16{0xffff} : __mmask16{0}, sums + (p + i) * 64 + n);
+      transpose(v);
+#pragma GCC unroll 16
+      for (int i = 0; i < 16; ++i)
+        if (n + i < columns) store16(out, dtype, (n + i) * plane + p, mask, v[i]);
+    }
+  }
+}
+
 }  // namespace
 
-const ConvImageKernels conv_image_avx512 = {largest, quantize, quantize_planes, rows, depthwise};
+const ConvImageKernels conv_image_avx512 = {largest, quantize, quantize_planes, rows, depthwise, store_planes};
 
 }  // namespace bigmodel

@@ -29,6 +29,6 @@ void rows(const ConvRows& r) {
 
 }  // namespace
 
-const ConvImageKernels conv_image_scalar = {largest, quantize, quantize_planes, rows, depthwise};
+const ConvImageKernels conv_image_scalar = {largest, quantize, quantize_planes, rows, depthwise, nullptr};
 
 }  // namespace bigmodel

@@ -41,9 +41,8 @@ inline void for_each_segment(const ConvRows& r, Copy copy) {
   }
 }
 
-// 16 channels' sums at a time stay in registers.
 inline void depthwise(const ConvDepthwise& d) {
-  constexpr int64_t kChannels = 16;
+  constexpr int64_t kChannels = 64;
   for (int64_t p = 0; p < d.pixels; ++p) {
     const uint8_t* from = d.from + p * d.pixel_step;
     float* out = d.out + p * d.out_stride;
@@ -52,12 +51,8 @@ inline void depthwise(const ConvDepthwise& d) {
       int32_t sum[kChannels] = {};
       for (int64_t t = 0; t < d.taps; ++t) {
         const uint8_t* q = from + d.offset[t] + c;
-        const int8_t* w = d.weight + t * d.channels + c;
-        if (left == kChannels) {
-          for (int64_t i = 0; i < kChannels; ++i) sum[i] += (static_cast<int32_t>(q[i]) - 128) * w[i];
-        } else {
-          for (int64_t i = 0; i < left; ++i) sum[i] += (static_cast<int32_t>(q[i]) - 128) * w[i];
-        }
+        const int8_t* w = d.weight + t * d.width + c;
+        for (int64_t i = 0; i < left; ++i) sum[i] += (static_cast<int32_t>(q[i]) - 128) * w[i];
       }
       for (int64_t i = 0; i < left; ++i) {
         const float y = static_cast<float>(sum[i]) * d.x_scale * d.weight_scale[c + i];

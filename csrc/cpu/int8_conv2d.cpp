@@ -25,8 +25,10 @@ namespace {
 #if defined(__x86_64__)
 constexpr Variants<const ConvImageKernels*> variants = {
     {&conv_image_scalar, &conv_image_avx2, &conv_image_avx512, nullptr}};
+constexpr Variants<ConvDepthwiseKernel> packed_depthwise = {{nullptr, nullptr, nullptr, conv_depthwise_avx512vnni}};
 #else
 constexpr Variants<const ConvImageKernels*> variants = {{&conv_image_scalar, nullptr, nullptr, nullptr}};
+constexpr Variants<ConvDepthwiseKernel> packed_depthwise = {{nullptr, nullptr, nullptr, nullptr}};
 #endif
 const KernelLevel level_of_int8_conv2d("int8_conv2d", [] { return kernel_isa("int8_linear"); });
 
@@ -40,6 +42,12 @@ enum Slot { kImagesSlot, kItemSlot };
 
 constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 constexpr int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
+
+// Where conv_depthwise_avx512vnni reads the weight of tap t of channel n: in the order that interleaving gives.
+int64_t packed_tap(int64_t t, int64_t n, int64_t channels) {
+  const int64_t block = n / 64, quarter = n % 64 / 16, j = n % 16 / 4;
+  return (t / 4 * (channels / 64) + block) * 256 + j * 64 + quarter * 16 + n % 4 * 4 + t % 4;
+}
 
 // A group of images at work: quantized, with padding, [groups][images][padded_height][padded_width][group_channels].
 class Int8Conv2d {
@@ -61,6 +69,7 @@ class Int8Conv2d {
   struct Item;
 
   void set_segments();
+  void set_depthwise();
   void find_scales(int64_t first);
   void quantize_lines(int64_t first, int64_t begin, int64_t end);
   void fill_padding(uint8_t* image, int64_t y) const;
@@ -88,8 +97,11 @@ class Int8Conv2d {
   std::vector<int64_t> offsets_;  // of the window's segments
   int64_t segment_bytes_ = 0;
   std::vector<float> weight_scale_, bias_;  // [groups][panels * 64], zero past a group's outputs
-  std::vector<int8_t> taps_;                // depthwise: [taps][channels]
-  std::vector<float> scale_, inverse_;      // by image
+  ConvDepthwiseKernel packed_kernel_ = packed_depthwise.pick();
+  int64_t joined_ = 1;        // depthwise: output pixels done as one
+  std::vector<int8_t> taps_;  // depthwise: weights as ConvDepthwise has them
+  std::vector<int32_t> compensation_;
+  std::vector<float> scale_, inverse_;  // by image
 };
 
 // Rows [row, row + rows) of the product (output pixels over the images) of one group by its panels [panel, panel_end).
@@ -122,17 +134,34 @@ void Int8Conv2d::set_columns(const View& weight_scale, const std::optional<View>
       return bias->dtype == DType::bf16 ? bf16_to_float(h) : f16_to_float(h);
     });
   }
-  if (!depthwise_) return;
-  taps_.resize(c_.k * c_.channels);
-  for (int64_t n = 0; n < c_.channels; ++n)
-    for (int64_t t = 0; t < c_.k; ++t) taps_[t * c_.channels + n] = weight_[n * c_.k + t];
-  // All channels are one group now: their bytes lie side by side.
-  c_.groups = 1, c_.group_channels = c_.group_outputs = c_.channels;
+  if (depthwise_) set_depthwise();
+}
+
+// All channels become one group, whose bytes lie side by side. Where vectors are wider than a pixel, several
+// neighbouring output pixels are taken for one with as many channels.
+void Int8Conv2d::set_depthwise() {
+  const int64_t c = c_.channels, taps = c_.k;
+  c_.groups = 1, c_.group_channels = c_.group_outputs = c;
   image_bytes_ = c_.padded_bytes();
   offsets_.clear();
   for (int64_t i = 0; i < c_.kernel[0]; ++i)
     for (int64_t j = 0; j < c_.kernel[1]; ++j)
-      offsets_.push_back((i * c_.dilation[0] * c_.padded_width + j * c_.dilation[1]) * c_.channels);
+      offsets_.push_back((i * c_.dilation[0] * c_.padded_width + j * c_.dilation[1]) * c);
+  offsets_.resize(round_up(taps, 4), 0);
+  joined_ = c_.stride[1] == 1 ? std::clamp<int64_t>(kPanelColumns / c, 1, c_.out_width) : 1;
+  const int64_t wide = joined_ * c;
+  compensation_.resize(round_up(wide, 64));
+  taps_.resize(packed_kernel_ ? round_up(taps, 4) * round_up(wide, 64) : taps * wide);
+  for (int64_t n = 0; n < wide; ++n) {
+    for (int64_t t = 0; t < taps; ++t) {
+      const int8_t w = weight_[n % c * taps + t];
+      compensation_[n] += 128 * w;
+      taps_[packed_kernel_ ? packed_tap(t, n, round_up(wide, 64)) : t * wide + n] = w;
+    }
+    if (n < c) continue;
+    weight_scale_.push_back(weight_scale_[n - c]);
+    if (!bias_.empty()) bias_.push_back(bias_[n - c]);
+  }
 }
 
 void Int8Conv2d::find_scales(int64_t first) {
@@ -243,16 +272,17 @@ void Int8Conv2d::run_panel(const Item& item, Int8Panel p, int8_t* packed) const 
 
 // sums [rows][64], one panel's, transposed into the planes of out.
 void Int8Conv2d::store_planes(const Item& item, int64_t n0, int64_t columns, const float* sums) const {
-  const TileKernels& tiles = tile_kernels();
+  const ConvImageKernels& kernels = *variants.pick();
   const int64_t plane = c_.out_pixels();
   for (int64_t row = item.row, end = item.row + item.rows; row < end;) {
     const int64_t im = row / plane, pixel = row % plane, pixels = std::min(plane - pixel, end - row);
     char* to = out_ + (((item.first + im) * c_.outputs + n0) * plane + pixel) * element();
     const float* from = sums + (row - item.row) * kPanelColumns;
-    // 16 planes at a time: more streams of stores than the processor follows wait for memory.
-    for (int64_t n = 0; n < columns; n += kTileLanes)
-      tiles.unpack(from + n, std::min(kTileLanes, columns - n), pixels, kPanelColumns, nullptr,
-                   to + n * plane * element(), dtype_, plane);
+    if (kernels.store_planes) {
+      kernels.store_planes(from, pixels, columns, to, dtype_, plane);
+    } else {
+      tile_kernels().unpack(from, columns, pixels, kPanelColumns, nullptr, to, dtype_, plane);
+    }
     row += pixels;
   }
 }
@@ -328,28 +358,33 @@ void Int8Conv2d::multiply(int64_t first) {
 // One output line of one image.
 bool Int8Conv2d::depthwise_line(int64_t first, int64_t line) const {
   const int64_t im = line / c_.out_height, y = line % c_.out_height, plane = c_.out_pixels();
-  const int64_t pixel = ((first + im) * plane + y * c_.out_width);
+  const int64_t pixel = ((first + im) * plane + y * c_.out_width), count = c_.out_width * c_.channels;
   const bool in_place = c_.channels_last && dtype_ == DType::f32;
-  const int64_t width = round_up(c_.channels, kTileLanes);
   float* sums = in_place ? reinterpret_cast<float*>(out_) + pixel * c_.channels
-                         : static_cast<float*>(scratch(kItemSlot, static_cast<size_t>(c_.out_width * width * 4)));
+                         : static_cast<float*>(scratch(kItemSlot, static_cast<size_t>((count + kTileLanes) * 4)));
   if (!sums) return false;
   ConvDepthwise d = {};
   d.from = image(0, im) + y * c_.stride[0] * c_.padded_width * c_.channels;
-  d.pixel_step = c_.stride[1] * c_.channels;
+  d.pixel_step = joined_ * c_.stride[1] * c_.channels;
   d.offset = offsets_.data(), d.taps = c_.k;
-  d.pixels = c_.out_width, d.channels = c_.channels;
-  d.weight = taps_.data(), d.weight_scale = weight_scale_.data(), d.bias = bias_.empty() ? nullptr : bias_.data();
+  d.pixels = c_.out_width / joined_, d.channels = d.width = joined_ * c_.channels;
+  d.weight = taps_.data(), d.compensation = compensation_.data();
+  d.weight_scale = weight_scale_.data(), d.bias = bias_.empty() ? nullptr : bias_.data();
   d.x_scale = scale_[im];
-  d.out = sums, d.out_stride = in_place || c_.channels_last ? c_.channels : width;
-  variants.pick()->depthwise(d);
-  const TileKernels& tiles = tile_kernels();
-  const int64_t count = c_.out_width * c_.channels;
+  d.out = sums, d.out_stride = d.channels;
+  const ConvDepthwiseKernel kernel = packed_kernel_ ? packed_kernel_ : variants.pick()->depthwise;
+  kernel(d);
+  const int64_t done = d.pixels * joined_;
+  if (done < c_.out_width) {  // the pixels that are left, as one again, of which only the first channels exist
+    d.from += d.pixels * d.pixel_step, d.out += done * c_.channels;
+    d.pixels = 1, d.channels = (c_.out_width - done) * c_.channels;
+    kernel(d);
+  }
   if (!c_.channels_last) {
     char* to = out_ + ((first + im) * c_.channels * plane + y * c_.out_width) * element();
-    tiles.unpack(sums, c_.channels, c_.out_width, width, nullptr, to, dtype_, plane);
+    tile_kernels().unpack(sums, c_.channels, c_.out_width, c_.channels, nullptr, to, dtype_, plane);
   } else if (!in_place) {
-    tiles.unpack(sums, 1, count, 1, nullptr, out_ + pixel * c_.channels * element(), dtype_, count);
+    tile_kernels().unpack(sums, 1, count, 1, nullptr, out_ + pixel * c_.channels * element(), dtype_, count);
   }
   return true;
 }
