@@ -63,6 +63,7 @@ CONVS = (
     *(Conv(n=n) for n in (1, 2, 16, 63, 64, 65, 129)),
     *(Conv(size=(1, w), kernel=(1, 3)) for w in (1, 15, 16, 17, 63, 64, 65, 130)),
     *(Conv(size=size, padding=NO_PADDING, kernel=(1, 1)) for size in ((1, 1), (8, 8), (7, 9), (13, 10))),
+    *(Conv(size=(3, 70), stride=(1, s)) for s in (2, 3)),
     *(Conv(1, 3, (15, 14), 5, (k, k), stride=(s, s), padding=(k // 2,) * 4) for k in (1, 3, 5, 7) for s in (1, 2, 3)),
     *(Conv(size=(15, 14), kernel=(3, 2), dilation=d) for d in ((2, 1), (1, 2), (2, 3))),
     *(Conv(padding=p) for p in ((0, 0, 0, 3), (2, 0, 0, 0), (5, 4, 3, 2), (0, 1, 1, 0))),
