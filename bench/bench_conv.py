@@ -218,7 +218,7 @@ def main() -> None:
     for name in (arguments.what,) if arguments.what else makers:
         with torch.inference_mode():
             cases = makers[name](shapes, arguments.batch)
-            suffix = f"_{arguments.filter.replace(' ', '_')}" if arguments.filter else ""
+            suffix = "".join(c if c.isalnum() else "_" for c in f" {arguments.filter}") if arguments.filter else ""
             harness.run(cases, f"conv_{name}{suffix}", arguments.rounds)
 
 
