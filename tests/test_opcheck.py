@@ -2,9 +2,10 @@
 
 import pytest
 import torch
+from bigmodel_ext import _reference
 from bigmodel_ext._checks import FLOATS
 from bigmodel_ext._ops import NAMESPACE, OPS
-from bigmodel_ext.formats import block, csr, int8
+from bigmodel_ext.formats import block, csr, int8, int8_conv
 
 M, N, K = 5, 12, 19
 
@@ -49,6 +50,24 @@ def _dropout_norm_backward(dtype, norm, whole):
     return torch.randn_like(x), r, h, mean, rstd, x, b, seed, weight, p, activation, norm
 
 
+GROUPS, KERNEL, WINDOW = 2, (3, 2), ([3, 2], [2, 1], [1, 1, 0, 1], [1, 2], 2)
+
+
+def _image(dtype, grad, last=False):
+    x = torch.randn(2, 2 * GROUPS, 7, 6, dtype=dtype)
+    return (x.to(memory_format=torch.channels_last) if last else x).requires_grad_(grad)
+
+
+def _int8_filters():
+    return torch.randint(-128, 128, (N, 2, *KERNEL), dtype=torch.int8)
+
+
+def _sparse_filters(dtype, grad):
+    weight = torch.randn(N, 2, *KERNEL, dtype=dtype) * (torch.rand(N, 2, *KERNEL) < 0.4)
+    values, crow, col = csr.pack(weight.flatten(1))
+    return values.requires_grad_(grad), crow, col
+
+
 # op -> (name of the case, arguments), from dtype and whether gradients are wanted
 SAMPLES = {
     "quantize_rows": lambda dtype, grad: {"": (_matrix(dtype),)},
@@ -57,6 +76,26 @@ SAMPLES = {
         "packed": (_matrix(dtype, grad=grad), int8.pack(_int8()), torch.rand(N), _bias(grad)),
         "3-d": (torch.randn(2, 3, K, dtype=dtype, requires_grad=grad), _int8(), torch.rand(N), _bias(grad, dtype)),
         "no bias": (_matrix(dtype, grad=grad), _int8(), torch.rand(N), None),
+    },
+    "int8_conv2d": lambda dtype, grad: (
+        {
+            name: (_image(dtype, grad, last), _reference.conv_rows(_int8_filters()), torch.rand(N), bias, *WINDOW)
+            for name, last, bias in (("planes", False, _bias(grad)), ("channels last", True, None))
+        }
+        | {
+            "packed": (
+                _image(dtype, grad),
+                int8_conv.pack(_int8_filters()[:, [0, 1, 0, 1]]),
+                torch.rand(N),
+                _bias(grad, dtype),
+                *WINDOW[:4],
+                1,
+            )
+        }
+    ),
+    "sparse_conv2d": lambda dtype, grad: {
+        "bias": (_image(dtype, grad), *_sparse_filters(dtype, grad), _bias(grad), *WINDOW, N, csr.PANEL),
+        "last": (_image(dtype, grad, True), *_sparse_filters(torch.float32, grad), None, *WINDOW, N, csr.PANEL),
     },
     "sparse_linear": lambda dtype, grad: {
         "bias": (_matrix(dtype, grad=grad), *_sparse(dtype, grad), _bias(grad), N, csr.PANEL),
@@ -95,7 +134,10 @@ SAMPLES = {
         "rms": _dropout_norm_backward(dtype, "rms", False),
     },
 }
-DIFFERENTIABLE = ("int8_linear", "sparse_linear", "int8_sparse_linear", "fused_dropout", "fused_dropout_norm")
+DIFFERENTIABLE = (
+    "int8_linear", "int8_conv2d", "sparse_conv2d", "sparse_linear", "int8_sparse_linear", "fused_dropout",
+    "fused_dropout_norm",
+)  # fmt: skip
 CASES = [
     (op, dtype, grad)
     for op in SAMPLES
@@ -127,13 +169,25 @@ def test_gradients_in_float64_or_by_formula(op):
     """gradcheck in float64 where the reference takes it; int8 rounding has no derivative, so its straight-through
     formula is compared instead."""
     overload = getattr(torch.ops.bigmodel_ext, op).default
-    if op in ("sparse_linear", "fused_dropout", "fused_dropout_norm"):
+    if op in ("sparse_linear", "sparse_conv2d", "fused_dropout", "fused_dropout_norm"):
         for name, args in SAMPLES[op](torch.float64, True).items():
             wide = [a.detach().double().requires_grad_() if _floating(a) else a for a in args]
-            assert torch.autograd.gradcheck(_differentiable_results(overload), wide), name
+            fast = op == "sparse_conv2d"
+            assert torch.autograd.gradcheck(_differentiable_results(overload), wide, fast_mode=fast), name
         return
     for args in SAMPLES[op](torch.float32, True).values():
         x = args[0]
+        if op == "int8_conv2d":
+            weight = _reference.unpack_int8_conv(args[1], N, KERNEL, x.shape[1] // args[-1])
+            y = overload(*args)
+            grad, wide = torch.randn_like(y), x.detach().requires_grad_()
+            y.backward(grad)
+            exact = _reference.conv2d(wide, weight * args[2].view(-1, 1, 1, 1), args[3], *args[5:])
+            wanted = torch.autograd.grad(exact, [wide, *([] if args[3] is None else [args[3]])], grad)
+            torch.testing.assert_close(x.grad, wanted[0])
+            if args[3] is not None:
+                torch.testing.assert_close(args[3].grad, wanted[1])
+            continue
         if op == "int8_linear":
             weight = args[1] if args[1].dim() == 2 else int8.unpack(args[1], N, K)
             scale, bias = args[2], args[3]

@@ -11,12 +11,14 @@ namespace py = pybind11;
 namespace bigmodel {
 void register_int8_linear(py::module_& m);
 void register_int8_mm(py::module_& m);
+void register_int8_conv2d(py::module_& m);
 void register_fused_dropout(py::module_& m);
 void register_fused_dropout_norm(py::module_& m);
 void register_peaks(py::module_& m);
 void register_quantize_rows(py::module_& m);
 void register_int8_sparse_linear(py::module_& m);
 void register_sparse_linear(py::module_& m);
+void register_sparse_conv2d(py::module_& m);
 }  // namespace bigmodel
 
 PYBIND11_MODULE(_C, m) {
@@ -39,10 +41,12 @@ PYBIND11_MODULE(_C, m) {
   m.def("num_threads", &num_threads);
   register_int8_linear(m);
   register_int8_mm(m);
+  register_int8_conv2d(m);
   register_fused_dropout(m);
   register_fused_dropout_norm(m);
   register_peaks(m);
   register_quantize_rows(m);
   register_int8_sparse_linear(m);
   register_sparse_linear(m);
+  register_sparse_conv2d(m);
 }

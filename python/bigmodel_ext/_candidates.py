@@ -19,7 +19,7 @@ from bigmodel_ext._configs import (
 from bigmodel_ext._masks import block_mask, magnitude_mask
 from bigmodel_ext._surgery import nbytes
 from bigmodel_ext.formats import csr
-from bigmodel_ext.nn import Int8Linear, Int8SparseLinear, SparseLinear
+from bigmodel_ext.nn import Int8Conv2d, Int8Linear, Int8SparseLinear, SparseConv2d, SparseLinear
 
 Made = list[nn.Module] | str
 Maker = Callable[[Any, Any], Made]
@@ -29,15 +29,24 @@ def _int8_linear(linear: nn.Linear, config: Int8DynamicActivationInt8WeightConfi
     return [Int8Linear.from_float(linear)]
 
 
-def _sparse_linear(linear: nn.Linear, config: UnstructuredSparseWeightConfig) -> Made:
-    mask = None if config.sparsity is None else magnitude_mask(linear.weight, config.sparsity)
-    layer = SparseLinear.from_dense(linear, mask)
-    if mask is None and nbytes(layer) >= nbytes(linear):
-        return f"it would not get smaller ({layer.nnz} of {linear.weight.numel()} weights are not zero)"
-    if not config.rows or linear.in_features <= csr.PANEL:
+def _sparse(dense: Any, config: UnstructuredSparseWeightConfig) -> Made:
+    kind = SparseConv2d if isinstance(dense, nn.Conv2d) else SparseLinear
+    mask = None if config.sparsity is None else magnitude_mask(dense.weight, config.sparsity)
+    layer = kind.from_dense(dense, mask)
+    if mask is None and nbytes(layer) >= nbytes(dense):
+        return f"it would not get smaller ({layer.nnz} of {dense.weight.numel()} weights are not zero)"
+    if not config.rows or layer.columns <= csr.PANEL:
         return [layer]
     other = csr.PANEL if layer.panel == csr.WIDE_PANEL else csr.WIDE_PANEL  # up to 1.4 times as fast at some rows
-    return [layer, SparseLinear.from_dense(linear, mask, panel=other)]
+    return [layer, kind.from_dense(dense, mask, panel=other)]
+
+
+def _int8_conv2d(conv: nn.Conv2d, config: Int8DynamicActivationInt8WeightConfig) -> Made:
+    return [Int8Conv2d.from_float(conv)]
+
+
+def _no_blocks(conv: nn.Conv2d, config: Int8BlockSparseWeightConfig) -> Made:
+    return "1x4 blocks are implemented for linear layers only"
 
 
 def _int8_sparse_linear(linear: nn.Linear, config: Int8BlockSparseWeightConfig) -> Made:
@@ -46,9 +55,9 @@ def _int8_sparse_linear(linear: nn.Linear, config: Int8BlockSparseWeightConfig) 
 
 
 QUANTIZE: dict[type, dict[type[nn.Module], Maker]] = {
-    Int8DynamicActivationInt8WeightConfig: {nn.Linear: _int8_linear},
+    Int8DynamicActivationInt8WeightConfig: {nn.Linear: _int8_linear, nn.Conv2d: _int8_conv2d},
 }
 SPARSIFY: dict[type, dict[type[nn.Module], Maker]] = {
-    UnstructuredSparseWeightConfig: {nn.Linear: _sparse_linear},
-    Int8BlockSparseWeightConfig: {nn.Linear: _int8_sparse_linear},
+    UnstructuredSparseWeightConfig: {nn.Linear: _sparse, nn.Conv2d: _sparse},
+    Int8BlockSparseWeightConfig: {nn.Linear: _int8_sparse_linear, nn.Conv2d: _no_blocks},
 }

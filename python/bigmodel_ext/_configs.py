@@ -30,13 +30,14 @@ class WeightConfig:
 
 @dataclass(frozen=True)
 class Int8DynamicActivationInt8WeightConfig(WeightConfig):
-    """:class:`nn.Int8Linear`: int8 weights with a scale per output, activations quantized per row on the fly."""
+    """:class:`nn.Int8Linear` and :class:`nn.Int8Conv2d`: int8 weights with a scale per output, activations
+    quantized per row or image on the fly."""
 
 
 @dataclass(frozen=True)
 class UnstructuredSparseWeightConfig(WeightConfig):
-    """:class:`nn.SparseLinear`. sparsity in [0, 1): set this share of each layer's weights to zero, the smallest
-    magnitudes first. None: keep what is zero already, in the layers that get smaller by it."""
+    """:class:`nn.SparseLinear` and :class:`nn.SparseConv2d`. sparsity in [0, 1): set this share of each layer's weights
+    to zero, the smallest magnitudes first. None: keep what is zero already, in the layers that get smaller by it."""
 
     sparsity: float | None = None
 

@@ -36,6 +36,7 @@ _initialize()
 
 int8_linear = _C.int8_linear
 int8_mm = _C.int8_mm
+int8_conv2d = _C.int8_conv2d
 fused_dropout = _C.fused_dropout
 fused_dropout_backward = _C.fused_dropout_backward
 fused_dropout_backward_bias = _C.fused_dropout_backward_bias
@@ -49,6 +50,7 @@ philox_4x32 = _C.philox_4x32
 quantize_rows = _C.quantize_rows
 int8_sparse_linear = _C.int8_sparse_linear
 sparse_linear = _C.sparse_linear
+sparse_conv2d = _C.sparse_conv2d
 sparse_linear_grad_input = _C.sparse_linear_grad_input
 sparse_linear_grad_values = _C.sparse_linear_grad_values
 

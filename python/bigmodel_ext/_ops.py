@@ -25,6 +25,15 @@ def _wide(x: Tensor, *shape: Any) -> Tensor:
     return x.new_empty(shape, dtype=torch.promote_types(x.dtype, torch.float32))
 
 
+def _image(x: Tensor, n: int, *window: Any) -> Tensor:
+    """A convolution's output: channels last if x is (and is not also contiguous)."""
+    last = not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
+    shape = checks.conv2d_shape(x, n, *window)
+    order = torch.channels_last if last else torch.contiguous_format
+    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=order)
+
+
+_WINDOW = "int[] kernel_size, int[] stride, int[] padding, int[] dilation, int groups"
 _INDICES = "Tensor crow, Tensor col"
 
 # name -> (schema, check, fake's result)
@@ -44,11 +53,21 @@ OPS: dict[str, tuple[str, Callable[..., None], Callable[..., Any]]] = {
         checks.check_int8_linear,
         lambda x, weight, weight_scale, bias: _rows(x, weight_scale.shape[0]),
     ),
+    "int8_conv2d": (
+        f"(Tensor x, Tensor weight, Tensor weight_scale, Tensor? bias, {_WINDOW}) -> Tensor",
+        checks.check_int8_conv2d,
+        lambda x, weight, weight_scale, bias, *window: _image(x, weight_scale.shape[0], *window),
+    ),
     "sparse_linear": (
         f"(Tensor x, Tensor values, {_INDICES}, Tensor? bias, SymInt out_features, int panel,"
         " Tensor? order=None) -> Tensor",
         checks.check_sparse_linear,
         lambda x, values, crow, col, bias, out_features, panel, order=None: _rows(x, out_features),
+    ),
+    "sparse_conv2d": (
+        f"(Tensor x, Tensor values, {_INDICES}, Tensor? bias, {_WINDOW}, SymInt out_channels, int panel) -> Tensor",
+        checks.check_sparse_conv2d,
+        lambda x, values, crow, col, bias, *rest: _image(x, rest[-2], *rest[:-2]),
     ),
     "sparse_linear_grad_input": (
         f"(Tensor grad, Tensor values, {_INDICES}, SymInt in_features, int panel, Tensor? order=None) -> Tensor",

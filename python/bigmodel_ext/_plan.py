@@ -3,22 +3,29 @@ model as it was built, leaving the new layers to be filled."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from bigmodel_ext._fuse import CHAINS, Chain, block_chains, may_have_chains, shortened
 from bigmodel_ext._surgery import Changes, Place, Survey, device_of, without_bias
-from bigmodel_ext.nn import Absorbed, FusedDropout, Int8Linear, Int8SparseLinear, SparseLinear
-from bigmodel_ext.nn._linear import CompressedLinear
+from bigmodel_ext.nn import Absorbed, FusedDropout, Int8Conv2d, Int8Linear, Int8SparseLinear, SparseConv2d, SparseLinear
+from bigmodel_ext.nn._compressed import Compressed
+from bigmodel_ext.nn._conv import CompressedConv2d, conv_arguments
+from bigmodel_ext.nn._pattern import Pattern
 
 Entry = dict[str, Any]
 
 _LINEAR = {"in_features": int, "out_features": int, "bias": bool}
 _SPARSE = {**_LINEAR, "panel": int, "stored": int}
+# The window is kernel_size, stride, padding (a string, or two numbers) and dilation, as nn.Conv2d has them.
+_CONV = {"in_channels": int, "out_channels": int, "groups": int, "bias": bool, "window": list}
 _FIELDS: dict[str, dict[str, Any]] = {
+    "int8_conv2d": _CONV,
+    "sparse_conv2d": {**_CONV, "panel": int, "stored": int},
     "int8_linear": _LINEAR,
     "sparse_linear": _SPARSE,
     "int8_sparse_linear": _SPARSE,
@@ -34,7 +41,9 @@ _CHAIN = {
     "absorbed": (str, type(None)),
     "residual": bool,
 }
-_CLASSES: dict[str, type[CompressedLinear]] = {
+_CLASSES: dict[str, type[Compressed]] = {
+    "int8_conv2d": Int8Conv2d,
+    "sparse_conv2d": SparseConv2d,
     "int8_linear": Int8Linear,
     "sparse_linear": SparseLinear,
     "int8_sparse_linear": Int8SparseLinear,
@@ -57,17 +66,9 @@ def describe(model: nn.Module) -> list[Entry]:
 
 def entry_of(module: nn.Module) -> Entry | None:
     """A module's entry without its name; None if it is not a converted one."""
-    if isinstance(module, CompressedLinear):
+    if isinstance(module, Compressed):
         kind = next(kind for kind, cls in _CLASSES.items() if isinstance(module, cls))
-        entry = {
-            "kind": kind,
-            "in_features": module.in_features,
-            "out_features": module.out_features,
-            "bias": module.bias is not None,
-        }
-        if isinstance(module, (SparseLinear, Int8SparseLinear)):
-            entry |= {"panel": module.panel, "stored": module.col.shape[0]}
-        return entry
+        return {"kind": kind, **_shape_of(module)}
     if isinstance(module, FusedDropout):
         features, dtype = None, None
         if module.bias is not None:
@@ -81,6 +82,26 @@ def entry_of(module: nn.Module) -> Entry | None:
     if type(module) is nn.Linear and module.bias is None:
         return {"kind": "linear_without_bias"}
     return None
+
+
+def _shape_of(module: Compressed) -> Entry:
+    entry: Entry
+    if isinstance(module, CompressedConv2d):
+        names: tuple[str, ...] = ("in_channels", "out_channels", "groups")
+        entry = {"window": _conv_window(module)}
+    else:
+        names, entry = ("in_features", "out_features"), {}
+    entry |= {name: getattr(module, name) for name in names}
+    entry["bias"] = module.bias is not None
+    if isinstance(module, Pattern):
+        entry |= {"panel": module.panel, "stored": module.col.shape[0]}
+    return entry
+
+
+def _conv_window(conv: nn.Conv2d) -> list[Any]:
+    """As JSON gives it back."""
+    sizes = (conv.kernel_size, conv.stride, conv.padding, conv.dilation)
+    return [size if isinstance(size, str) else list(size) for size in sizes]
 
 
 def _require(condition: bool, message: str) -> None:
@@ -143,34 +164,71 @@ def _replay_block(survey: Survey, changes: Changes, place: Place, entry: Entry) 
     changes.classes.append((owner, shortened(type(owner), found[1], recorded)))
 
 
+def _require_kind(survey: Survey, place: Place, entry: Entry, dense: type[nn.Module]) -> None:
+    """The model has the converted layer already, or a dense one that can become it."""
+    old = place.module
+    if type(old) is not _CLASSES[entry["kind"]]:
+        reason = survey.why_not(place) if isinstance(old, dense) else f"it is a {type(old).__name__}"
+        _require(reason is None, f"{place.fqn!r} can't become {entry['kind']}: {reason}")
+
+
+def _placed(old: nn.Module) -> dict[str, Any]:
+    sample = next(old.parameters(), torch.empty(0, device=device_of(old)))
+    return {"device": sample.device, "dtype": sample.dtype}
+
+
+def _as_trained(layer: nn.Module, old: nn.Module) -> nn.Module:
+    """layer, with its parameters' requires_grad as old's."""
+    layer.requires_grad_(next((p.requires_grad for p in old.parameters()), False))
+    if isinstance(layer.bias, Tensor) and isinstance(old.bias, Tensor):
+        layer.bias.requires_grad_(old.bias.requires_grad)
+    return layer
+
+
+def _conv(survey: Survey, place: Place, entry: Entry) -> nn.Module:
+    old = place.module
+    _require_kind(survey, place, entry, nn.Conv2d)
+    assert isinstance(old, nn.Conv2d)
+    have = [old.in_channels, old.out_channels, old.groups, *_conv_window(old)]
+    held = [entry["in_channels"], entry["out_channels"], entry["groups"], *entry["window"]]
+    _require(have == held, f"{place.fqn!r} is {have} in the model and {held} in the file")
+    placed = {"bias": entry["bias"], **_placed(old)}
+    if entry["kind"] == "int8_conv2d":
+        return _as_trained(Int8Conv2d(*conv_arguments(old), **placed), old)
+    _require_room(entry, old.out_channels * math.prod((old.in_channels // old.groups, *old.kernel_size)))
+    return _as_trained(_resized(SparseConv2d(*conv_arguments(old), **placed, panel=entry["panel"]), entry), old)
+
+
 def _linear(survey: Survey, place: Place, entry: Entry) -> nn.Module:
     old, cls = place.module, _CLASSES[entry["kind"]]
-    if type(old) is not cls:
-        reason = survey.why_not(place) if isinstance(old, nn.Linear) else f"it is a {type(old).__name__}"
-        _require(reason is None, f"{place.fqn!r} can't become {entry['kind']}: {reason}")
+    _require_kind(survey, place, entry, nn.Linear)
     assert isinstance(old, nn.Linear)
     n, k = entry["out_features"], entry["in_features"]
     _require(
         (n, k) == (old.out_features, old.in_features),
         f"{place.fqn!r} is {old.out_features}x{old.in_features} in the model and {n}x{k} in the file",
     )
-    sample = next(old.parameters(), torch.empty(0, device=device_of(old)))
-    placed: dict[str, Any] = {"device": sample.device, "dtype": sample.dtype}
+    placed = _placed(old)
     layer = Int8Linear(k, n, entry["bias"], **placed) if cls is Int8Linear else _sparse(cls, entry, placed)
-    layer.requires_grad_(sample.requires_grad)
-    if layer.bias is not None and old.bias is not None:
-        layer.bias.requires_grad_(old.bias.requires_grad)
-    return layer
+    return _as_trained(layer, old)
 
 
-def _sparse(cls: type[CompressedLinear], entry: Entry, placed: dict[str, Any]) -> CompressedLinear:
-    n, k, panel, stored = (entry[name] for name in ("out_features", "in_features", "panel", "stored"))
-    most = n * (k if cls is SparseLinear else -(-k // 4))
+def _require_room(entry: Entry, most: int) -> None:
+    panel, stored = entry["panel"], entry["stored"]
     _require(1 <= panel <= 256, f"{entry['fqn']!r}: panel must be in [1, 256], got {panel}")
     _require(stored <= most, f"{entry['fqn']!r}: at most {most} entries can be stored, got {stored}")
-    layer = (SparseLinear if cls is SparseLinear else Int8SparseLinear)(k, n, entry["bias"], **placed, panel=panel)
-    layer.resize(stored)
+
+
+def _resized(layer: Pattern, entry: Entry) -> Pattern:
+    layer.resize(entry["stored"])
     return layer
+
+
+def _sparse(cls: type, entry: Entry, placed: dict[str, Any]) -> nn.Module:
+    n, k = entry["out_features"], entry["in_features"]
+    _require_room(entry, n * (k if cls is SparseLinear else -(-k // 4)))
+    kind = SparseLinear if cls is SparseLinear else Int8SparseLinear
+    return _resized(kind(k, n, entry["bias"], **placed, panel=entry["panel"]), entry)
 
 
 def _without_bias(survey: Survey, place: Place, entry: Entry) -> nn.Module:
@@ -198,7 +256,7 @@ def _fused_dropout(survey: Survey, place: Place, entry: Entry) -> nn.Module:
 
 
 _MAKERS: dict[str, Callable[[Survey, Place, Entry], nn.Module]] = {
-    **dict.fromkeys(_CLASSES, _linear),
+    **{kind: _conv if issubclass(cls, CompressedConv2d) else _linear for kind, cls in _CLASSES.items()},
     "linear_without_bias": _without_bias,
     "absorbed": _absorbed,
     "fused_dropout": _fused_dropout,

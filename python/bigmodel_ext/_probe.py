@@ -3,6 +3,7 @@ compressed forms subclass it and share the entry."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -16,9 +17,12 @@ from bigmodel_ext import functional
 from bigmodel_ext._reference import activate
 from bigmodel_ext._surgery import device_of
 from bigmodel_ext.nn import FusedDropout
+from bigmodel_ext.nn._conv import conv_arguments
 
 Run = Callable[[Tensor], Tensor]
 
+CONV_IMAGE = 28  # pixels each way of the images that a convolution is timed with, one a call for each IMAGE_ROWS rows
+IMAGE_ROWS = 128
 DROPOUT_FEATURES = 1024  # columns that a FusedDropout without a bias is timed with: it does not know its own
 
 
@@ -58,6 +62,26 @@ def _dense_linear(layer: nn.Linear) -> Run:
     return dense
 
 
+def _conv_numel(layer: nn.Conv2d) -> int:
+    k = math.prod((layer.in_channels // layer.groups, *layer.kernel_size))
+    return layer.out_channels * (k + (layer.bias is not None))
+
+
+def _conv_inputs(layer: nn.Conv2d, rows: int) -> Tensor:
+    """Large enough for the kernel window even without padding."""
+    size = (max(CONV_IMAGE, d * (k - 1) + 1) for d, k in zip(layer.dilation, layer.kernel_size, strict=True))
+    images = -(-rows // IMAGE_ROWS)
+    return torch.randn(images, layer.in_channels, *size, device=device_of(layer), dtype=dtype_of(layer))
+
+
+def _dense_conv(layer: nn.Conv2d) -> Run:
+    placed: dict[str, Any] = {"device": device_of(layer), "dtype": dtype_of(layer)}
+    dense = nn.utils.skip_init(nn.Conv2d, *conv_arguments(layer), bias=layer.bias is not None, **placed)
+    for parameter in dense.parameters():  # as in _dense_linear
+        nn.init.constant_(parameter, 0.5)
+    return dense
+
+
 def _dropout_numel(layer: FusedDropout) -> int:
     return 0 if layer.bias is None else layer.bias.numel()
 
@@ -78,6 +102,7 @@ def _eager_dropout(layer: FusedDropout) -> Run:
 
 
 PROBES: Mapping[type[nn.Module], Probe] = {
+    nn.Conv2d: Probe(_conv_numel, _conv_inputs, _same, _dense_conv),
     nn.Linear: Probe(_linear_numel, _linear_inputs, _same, _dense_linear),
     nn.Dropout: Probe(_dropout_numel, _dropout_inputs, _fused_dropout, _eager_dropout),
 }

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from bigmodel_ext._checks import FLOATS, INT8_MAX_K
-from bigmodel_ext.nn._linear import CompressedLinear
+from bigmodel_ext.nn._compressed import Compressed
 
-DENSE: tuple[type[nn.Module], ...] = (nn.Linear,)  # what conversion knows how to exchange ...
-COMPRESSED: tuple[type[nn.Module], ...] = (CompressedLinear,)  # ... and what it puts there, which subclasses it
+DENSE: tuple[type[nn.Module], ...] = (nn.Linear, nn.Conv2d)  # what conversion knows how to exchange ...
+COMPRESSED: tuple[type[nn.Module], ...] = (Compressed,)  # ... and what it puts there, which subclasses it
 KEPT = "_bigmodel_kept"  # attribute of a layer that conversion was asked for and left dense: why
 _ABSENT = object()
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
@@ -88,6 +88,8 @@ class Survey:
             return f"its weight is {str(layer.weight.dtype).removeprefix('torch.')}"
         if (k := math.prod(layer.weight.shape[1:])) > INT8_MAX_K:
             return f"in_features {k} exceeds {INT8_MAX_K}"
+        if getattr(layer, "padding_mode", "zeros") != "zeros":
+            return f"its padding_mode is {layer.padding_mode!r}"
         for tensor in (layer.weight, layer.bias):
             names = self.tied_names(tensor)
             if names:

@@ -1,5 +1,12 @@
 """Every op in plain PyTorch: what runs where no kernel does, and what kernels are tested against. Clear, not fast."""
 
+from bigmodel_ext._reference.conv import channels_last as channels_last
+from bigmodel_ext._reference.conv import conv2d as conv2d
+from bigmodel_ext._reference.conv import conv_rows as conv_rows
+from bigmodel_ext._reference.conv import int8_conv2d as int8_conv2d
+from bigmodel_ext._reference.conv import sparse_conv2d as sparse_conv2d
+from bigmodel_ext._reference.conv import sparse_conv_weight as sparse_conv_weight
+from bigmodel_ext._reference.conv import unpack_int8_conv as unpack_int8_conv
 from bigmodel_ext._reference.dropout import activate as activate
 from bigmodel_ext._reference.dropout import activation_slope as activation_slope
 from bigmodel_ext._reference.dropout import dropout_keep as dropout_keep

@@ -19,7 +19,7 @@ _modes = torch._C._len_torch_dispatch_stack  # fake tensors, make_fx, opcheck, f
 _transform = torch._C._functorch.peek_interpreter_stack  # vmap, grad, functionalize
 _tracing = torch._C._is_tracing  # torch.jit.trace
 _profiling = torch._C._autograd._profiler_enabled
-_PLAIN = frozenset({Tensor, Parameter, type(None), int, float, str})
+_PLAIN = frozenset({Tensor, Parameter, type(None), int, float, str, list})
 
 
 def call(op: Any, *args: Any) -> Any:

@@ -1,10 +1,21 @@
-"""Layers that take the place of nn.Linear and nn.Dropout. Each subclasses what it replaces, keeps its attributes and
-holds plain parameters and buffers, so saving, copying, DDP and FSDP treat it like any other module."""
+"""Layers that take the place of nn.Linear, nn.Conv2d and nn.Dropout. Each subclasses what it replaces, keeps its
+attributes and holds plain parameters and buffers, so saving, copying, DDP and FSDP treat it like any other module."""
 
 from bigmodel_ext.nn.fused_dropout import Absorbed, FusedDropout
 from bigmodel_ext.nn.fused_dropout_norm import FusedDropoutNorm
+from bigmodel_ext.nn.int8_conv2d import Int8Conv2d
 from bigmodel_ext.nn.int8_linear import Int8Linear
 from bigmodel_ext.nn.int8_sparse_linear import Int8SparseLinear
+from bigmodel_ext.nn.sparse_conv2d import SparseConv2d
 from bigmodel_ext.nn.sparse_linear import SparseLinear
 
-__all__ = ["Absorbed", "FusedDropout", "FusedDropoutNorm", "Int8Linear", "Int8SparseLinear", "SparseLinear"]
+__all__ = [
+    "Absorbed",
+    "FusedDropout",
+    "FusedDropoutNorm",
+    "Int8Conv2d",
+    "Int8Linear",
+    "Int8SparseLinear",
+    "SparseConv2d",
+    "SparseLinear",
+]

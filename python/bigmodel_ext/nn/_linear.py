@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from bigmodel_ext.functional import INT8_MAX_K
+from bigmodel_ext.nn._compressed import Compressed
 
 Layer = TypeVar("Layer", bound="CompressedLinear")
 
@@ -32,10 +32,8 @@ def pruned(weight: Tensor, mask: Tensor | None) -> Tensor:
     return torch.where(mask, weight, 0.0)
 
 
-class CompressedLinear(nn.Linear):
+class CompressedLinear(Compressed, nn.Linear):
     """An nn.Linear whose weight is stored in another form. Subclasses register their tensors after this constructor."""
-
-    float_buffers: tuple[str, ...] = ()  # buffers that stay float32 whatever the model is cast to
 
     def __init__(
         self,
@@ -59,11 +57,6 @@ class CompressedLinear(nn.Linear):
         layer.bias = linear.bias
         return layer.train(linear.training)
 
-    @property
-    def float_dtype(self) -> torch.dtype:
-        """The dtype this layer is meant to compute in: its bias's, or float32."""
-        return torch.float32 if self.bias is None else self.bias.dtype
-
     def _require_features(self, x: Tensor) -> None:
         """The ops know in_features only rounded up to their tiles."""
         if x.shape[-1:] != (self.in_features,):
@@ -82,27 +75,5 @@ class CompressedLinear(nn.Linear):
                 linear.bias.copy_(self.bias)
         return linear.train(self.training)
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
-        # Casts leave integer tensors alone, so the float32 buffers go through them as integers.
-        for name in self.float_buffers:
-            self._buffers[name] = _as(self._buffers[name], torch.int32)
-        try:
-            return super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        finally:
-            for name in self.float_buffers:
-                self._buffers[name] = _as(self._buffers[name], torch.float32)
-
-    def _keep_float32(self) -> None:
-        """After load_state_dict(assign=True), which may bring any dtype."""
-        for name in self.float_buffers:
-            buffer = self._buffers[name]
-            if buffer is not None:
-                self._buffers[name] = buffer.float()
-
     def extra_repr(self) -> str:
         return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
-
-
-def _as(buffer: Tensor | None, dtype: torch.dtype) -> Tensor:
-    assert buffer is not None
-    return buffer.view(dtype)

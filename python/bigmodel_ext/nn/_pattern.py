@@ -1,49 +1,42 @@
-"""What the two sparse layers share: a pattern (crow, col, order) whose size is known only when it is loaded.
-
-Rows lie sorted, as the kernels like them (see formats.csr); a state dict holds them unsorted and without `order`.
-"""
+"""What the sparse layers share: a pattern (crow, col) whose size is known only when it is loaded."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from bigmodel_ext.formats import csr
+from bigmodel_ext.nn._compressed import Compressed
 from bigmodel_ext.nn._linear import CompressedLinear
 
 _STORED = ("values", "crow", "col")
 
 
-class PatternLinear(CompressedLinear):
-    """Holds crow, col and order over `columns` columns; `values` has one row for each entry of col."""
+class Pattern(Compressed):
+    """Holds crow and col over `outputs` rows and `columns` columns; `values` has one row for each entry of col."""
 
     panel: int
     values: Tensor
     crow: Tensor
     col: Tensor
-    order: Tensor
 
     def _register_pattern(self, panel: int, device: torch.device | str | None) -> None:
         self.panel = panel
-        panels = -(-self.columns // panel)
-        self.register_buffer("crow", torch.zeros(panels * self.out_features + 1, dtype=torch.int32, device=device))
+        entries = -(-self.columns // panel) * self.outputs + 1
+        self.register_buffer("crow", torch.zeros(entries, dtype=torch.int32, device=device))
         self.register_buffer("col", torch.empty(0, dtype=torch.uint8, device=device))
-        self.register_buffer("order", csr.rows_in_order(self.out_features, panels, device), persistent=False)
 
-    def _sorted(self, values: Tensor, crow: Tensor, col: Tensor) -> Tensor:
+    def _take(self, values: Tensor, crow: Tensor, col: Tensor) -> Tensor:
         """Take over a pattern as csr.pack makes it; returns the values in the order in which the layer holds them."""
-        values, self.crow, self.col, self.order = csr.sort_rows(values, crow, col, self.out_features)
+        self.crow, self.col = crow, col
         return values
 
-    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
-        super()._save_to_state_dict(destination, prefix, keep_vars)
-        # A layer that waits for its pattern to be loaded has none to unsort.
-        if not self.crow.is_meta and int(self.crow[-1]) == self.col.shape[0]:
-            with torch.set_grad_enabled(keep_vars):
-                stored = csr.unsort_rows(self.values, self.crow, self.col, self.out_features, self.order)
-            destination.update(zip((prefix + name for name in _STORED), stored, strict=True))
+    @property
+    def outputs(self) -> int:
+        """How many rows the pattern has."""
+        raise NotImplementedError
 
     @property
     def columns(self) -> int:
@@ -86,15 +79,13 @@ class PatternLinear(CompressedLinear):
 
     def _pattern_loaded(self) -> None:
         """Derive what depends on values and pattern."""
-        if not self.crow.is_meta:
-            self.values.data = self._sorted(self.values.detach(), self.crow, self.col)
 
     def _prepare(self, values: Tensor, crow: Tensor, col: Tensor) -> str | None:
         """Check what is to be loaded and make room for it."""
         panel = self.panel
         if crow.shape != self.crow.shape:
-            panel = csr.panel_of(crow, self.out_features, self.columns) or panel
-        problem = csr.invalid(crow, col, self.out_features, self.columns, panel) or self._invalid_values(values)
+            panel = csr.panel_of(crow, self.outputs, self.columns) or panel
+        problem = csr.invalid(crow, col, self.outputs, self.columns, panel) or self._invalid_values(values)
         if problem is None and values.shape[:1] != col.shape:
             problem = f"values must have {col.shape[0]} entries, one for each of col, got {values.shape[0]}"
         if problem is None and panel != self.panel:
@@ -105,3 +96,76 @@ class PatternLinear(CompressedLinear):
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, stored={self.col.shape[0]}"
+
+
+class PatternLinear(Pattern, CompressedLinear):
+    """Rows lie sorted, as the kernels like them (`order`, see formats.csr); a state dict holds them unsorted, without
+    `order`."""
+
+    order: Tensor
+
+    @property
+    def outputs(self) -> int:
+        """N."""
+        return self.out_features
+
+    def _register_pattern(self, panel: int, device: torch.device | str | None) -> None:
+        super()._register_pattern(panel, device)
+        panels = -(-self.columns // panel)
+        self.register_buffer("order", csr.rows_in_order(self.out_features, panels, device), persistent=False)
+
+    def _take(self, values: Tensor, crow: Tensor, col: Tensor) -> Tensor:
+        values, self.crow, self.col, self.order = csr.sort_rows(values, crow, col, self.out_features)
+        return values
+
+    def _pattern_loaded(self) -> None:
+        if not self.crow.is_meta:
+            self.values.data = self._take(self.values.detach(), self.crow, self.col)
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        # A layer that waits for its pattern to be loaded has none to unsort.
+        if not self.crow.is_meta and int(self.crow[-1]) == self.col.shape[0]:
+            with torch.set_grad_enabled(keep_vars):
+                stored = csr.unsort_rows(self.values, self.crow, self.col, self.out_features, self.order)
+            destination.update(zip((prefix + name for name in _STORED), stored, strict=True))
+
+
+class SparseValues(Pattern):
+    """Stored weights that are trained: a Parameter of one number for each entry of the pattern."""
+
+    def _register_values(self, panel: int, device: torch.device | str | None, dtype: torch.dtype | None) -> None:
+        self.values = nn.Parameter(torch.empty(0, device=device, dtype=dtype))
+        self._register_pattern(panel, device)
+
+    def _store(self, weight: Tensor, mask: Tensor | None, requires_grad: bool) -> None:
+        """Fill with weight [N,K] where mask (default: weight != 0) is True."""
+        values = self._take(*csr.pack(weight, mask, self.panel))
+        self.values = nn.Parameter(values, requires_grad=requires_grad)
+
+    @property
+    def nnz(self) -> int:
+        """How many weights are stored."""
+        return self.col.shape[0]
+
+    def reset_parameters(self) -> None:
+        """Zero the stored weights and the bias; the pattern stays."""
+        with torch.no_grad():
+            for tensor in self.parameters():
+                tensor.zero_()
+
+    def resize(self, stored: int) -> None:
+        """Make room for another number of stored weights (the same Parameter); what they hold is undefined."""
+        self.values.data = self.values.data.new_empty(stored)
+        self.values.grad = None
+        self.col = self.col.new_empty(stored)
+
+    def _invalid_values(self, values: Tensor) -> str | None:
+        fits = values.dim() == 1 and values.is_floating_point()
+        return None if fits else f"values must be floating point [nnz], got {values.dtype} {list(values.shape)}"
+
+
+def panel_of_weight(weight: Tensor, mask: Tensor | None) -> int:
+    """The panel for what of weight would be stored."""
+    stored = weight.count_nonzero() if mask is None else mask.count_nonzero()
+    return csr.panel_for(int(stored) / max(weight.numel(), 1))

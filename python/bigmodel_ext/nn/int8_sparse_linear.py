@@ -55,7 +55,7 @@ class Int8SparseLinear(PatternLinear):
         layer: Int8SparseLinear = cls._like(linear)
         q, scale = functional.quantize_rows(pruned(linear.weight.detach(), mask))
         *packed, layer.row_sum = block.pack(q, layer.panel)
-        layer.values = layer._sorted(*packed)
+        layer.values = layer._take(*packed)
         layer.weight_scale = scale
         return layer
 

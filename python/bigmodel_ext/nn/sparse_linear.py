@@ -8,12 +8,12 @@ from torch import Tensor, nn
 from bigmodel_ext import functional
 from bigmodel_ext.formats import csr
 from bigmodel_ext.nn._linear import require_linear
-from bigmodel_ext.nn._pattern import PatternLinear
+from bigmodel_ext.nn._pattern import PatternLinear, SparseValues, panel_of_weight
 
 LAYOUTS = ("auto", "panel_csr")
 
 
-class SparseLinear(PatternLinear):
+class SparseLinear(SparseValues, PatternLinear):
     """``y = x @ W.T + bias`` with W [N,K] in panel-CSR (see ``formats.csr``).
 
     ``values`` [nnz] is a Parameter: training moves the stored weights and keeps the pattern. ``crow`` int32, ``col``
@@ -36,8 +36,7 @@ class SparseLinear(PatternLinear):
         panel: int = csr.PANEL,
     ) -> None:
         super().__init__(in_features, out_features, bias, device, dtype)
-        self.values = nn.Parameter(torch.empty(0, device=device, dtype=dtype))
-        self._register_pattern(panel, device)
+        self._register_values(panel, device, dtype)
 
     @classmethod
     def from_dense(
@@ -54,30 +53,15 @@ class SparseLinear(PatternLinear):
         if layout not in LAYOUTS:
             raise ValueError(f"layout must be one of {', '.join(LAYOUTS)}, got {layout!r}")
         weight = linear.weight.detach()
-        if panel is None:
-            stored = weight.count_nonzero() if mask is None else mask.count_nonzero()
-            panel = csr.panel_for(int(stored) / max(weight.numel(), 1))
-        layer: SparseLinear = cls._like(linear, panel=panel)
-        values = layer._sorted(*csr.pack(weight, mask, panel))
-        layer.values = nn.Parameter(values, requires_grad=linear.weight.requires_grad)
+        layer: SparseLinear = cls._like(linear, panel=panel_of_weight(weight, mask) if panel is None else panel)
+        layer._store(weight, mask, linear.weight.requires_grad)
         return layer
-
-    @property
-    def nnz(self) -> int:
-        """How many weights are stored."""
-        return self.col.shape[0]
 
     @property
     def weight(self) -> Tensor:  # type: ignore[override]
         """W dense [N,K], computed on each access; assigning into it changes nothing, gradients reach ``values``."""
         shape = (self.out_features, self.in_features, self.panel)
         return csr.unpack(self.values, self.crow, self.col, *shape, self.order)
-
-    def reset_parameters(self) -> None:
-        """Zero the stored weights and the bias; the pattern stays."""
-        with torch.no_grad():
-            for tensor in self.parameters():
-                tensor.zero_()
 
     def forward(self, x: Tensor) -> Tensor:
         self._require_features(x)
@@ -96,13 +80,3 @@ class SparseLinear(PatternLinear):
     def columns(self) -> int:
         """K."""
         return self.in_features
-
-    def resize(self, stored: int) -> None:
-        """Make room for another number of stored weights (the same Parameter); what they hold is undefined."""
-        self.values.data = self.values.data.new_empty(stored)
-        self.values.grad = None
-        self.col = self.col.new_empty(stored)
-
-    def _invalid_values(self, values: Tensor) -> str | None:
-        fits = values.dim() == 1 and values.is_floating_point()
-        return None if fits else f"values must be floating point [nnz], got {values.dtype} {list(values.shape)}"

@@ -1,0 +1,111 @@
+"""What all compressed layers share: buffers that keep their dtype, int8 weights and patterns in a state dict."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class Compressed(nn.Module):
+    """A layer whose weight is stored in another form than the class it subclasses has it."""
+
+    float_buffers: tuple[str, ...] = ()  # buffers that stay float32 whatever the model is cast to
+    bias: Any  # a Parameter or None
+
+    @property
+    def float_dtype(self) -> torch.dtype:
+        """The dtype this layer is meant to compute in: its bias's, or float32."""
+        return torch.float32 if self.bias is None else self.bias.dtype
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        # Casts leave integer tensors alone, so the float32 buffers go through them as integers.
+        for name in self.float_buffers:
+            self._buffers[name] = _as(self._buffers[name], torch.int32)
+        try:
+            return super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        finally:
+            for name in self.float_buffers:
+                self._buffers[name] = _as(self._buffers[name], torch.float32)
+
+    def _keep_float32(self) -> None:
+        """After load_state_dict(assign=True), which may bring any dtype."""
+        for name in self.float_buffers:
+            buffer = self._buffers[name]
+            if buffer is not None:
+                self._buffers[name] = buffer.float()
+
+
+class PackedInt8(Compressed):
+    """Holds int8 weights packed for the kernel; the state dict has them as ``weight_q``, as they are written."""
+
+    float_buffers = ("weight_scale",)
+    packed: Tensor
+    weight_scale: Tensor
+
+    def _register_packed(self, packed: Tensor, outputs: int) -> None:
+        self.register_buffer("packed", packed, persistent=False)
+        self.register_buffer("weight_scale", torch.zeros(outputs, dtype=torch.float32, device=packed.device))
+
+    @property
+    def _weight_shape(self) -> tuple[int, ...]:
+        raise NotImplementedError
+
+    def _pack(self, weight_q: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    @property
+    def weight_q(self) -> Tensor:
+        """int8, unpacked on each access."""
+        raise NotImplementedError
+
+    @property
+    def weight(self) -> Any:
+        """weight_q * weight_scale, computed on each access; read-only. In the bias's dtype, else float32."""
+        weight_q = self.weight_q
+        return (weight_q.float() * self.weight_scale.view(-1, *[1] * (weight_q.dim() - 1))).to(self.float_dtype)
+
+    def reset_parameters(self) -> None:
+        with torch.no_grad():
+            for tensor in (self.packed, self.weight_scale, *self.parameters()):
+                tensor.zero_()
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        destination[prefix + "weight_q"] = self.weight_q
+
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: dict[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )
+        self._keep_float32()
+        key = prefix + "weight_q"
+        if key in unexpected_keys:
+            unexpected_keys.remove(key)
+        if key not in state_dict:
+            missing_keys.append(key)
+            return
+        weight_q, shape = state_dict[key], self._weight_shape
+        if weight_q.dtype != torch.int8 or tuple(weight_q.shape) != shape:
+            got = f"{weight_q.dtype} {list(weight_q.shape)}"
+            error_msgs.append(f"{key} must be torch.int8 {list(shape)}, got {got}")
+        elif local_metadata.get("assign_to_params_buffers", False):
+            self.packed = self._pack(weight_q)
+        else:
+            self.packed.copy_(self._pack(weight_q))
+
+
+def _as(buffer: Tensor | None, dtype: torch.dtype) -> Tensor:
+    assert buffer is not None
+    return buffer.view(dtype)
