@@ -15,6 +15,8 @@ void register_fused_dropout(py::module_& m);
 void register_quantize_rows(py::module_& m);
 void register_int8_sparse_linear(py::module_& m);
 void register_sparse_linear(py::module_& m);
+void register_block_sparse_linear(py::module_& m);
+void register_semi_sparse_linear(py::module_& m);
 }  // namespace bigmodel
 
 PYBIND11_MODULE(_C, m) {
@@ -41,4 +43,6 @@ PYBIND11_MODULE(_C, m) {
   register_quantize_rows(m);
   register_int8_sparse_linear(m);
   register_sparse_linear(m);
+  register_block_sparse_linear(m);
+  register_semi_sparse_linear(m);
 }

@@ -2,6 +2,8 @@
 
 from bigmodel_ext._checks import ACTIVATIONS as ACTIVATIONS
 from bigmodel_ext._checks import INT8_MAX_K as INT8_MAX_K
+from bigmodel_ext.functional._blocks import block_sparse_linear as block_sparse_linear
+from bigmodel_ext.functional._blocks import semi_sparse_linear as semi_sparse_linear
 from bigmodel_ext.functional._dropout import fused_dropout as fused_dropout
 from bigmodel_ext.functional._int8 import int8_linear as int8_linear
 from bigmodel_ext.functional._int8 import int8_mm as int8_mm
