@@ -173,9 +173,7 @@ def check_block_sparse_linear_grad_input(
     _require_blocks(values, crow, col, grad.shape[-1])
 
 
-def check_block_sparse_linear_grad_values(
-    grad: Tensor, x: Tensor, crow: Tensor, col: Tensor, blocksize: int
-) -> None:
+def check_block_sparse_linear_grad_values(grad: Tensor, x: Tensor, crow: Tensor, col: Tensor, blocksize: int) -> None:
     _require_pair(grad, x)
     require(blocksize in BLOCK_SIZES, lambda: f"blocksize must be 16, 32 or 64, got {blocksize}")
     require(col.dim() == 1, lambda: f"col must be [blocks], got shape {list(col.shape)}")
@@ -191,9 +189,7 @@ def _require_tiles(values: Tensor | None, index: Tensor, n: int, k: int) -> None
         _require_shape("values", values, -(-n // 32), -(-k // 32), 8, 2, 32)
 
 
-def check_semi_sparse_linear(
-    x: Tensor, values: Tensor, index: Tensor, bias: Tensor | None, out_features: int
-) -> None:
+def check_semi_sparse_linear(x: Tensor, values: Tensor, index: Tensor, bias: Tensor | None, out_features: int) -> None:
     _require_dtype("x", x, *FLOATS, torch.float64)
     _require_values(values, x)
     _require_features(x)

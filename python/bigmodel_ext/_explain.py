@@ -14,7 +14,14 @@ from bigmodel_ext import _dispatch, _measure, _native
 from bigmodel_ext._fuse import why_not_dropout
 from bigmodel_ext._reference import activate
 from bigmodel_ext._surgery import Survey, device_of, nbytes
-from bigmodel_ext.nn import FusedDropout, Int8Linear, Int8SparseLinear, SparseLinear
+from bigmodel_ext.nn import (
+    BlockSparseLinear,
+    FusedDropout,
+    Int8Linear,
+    Int8SparseLinear,
+    SemiSparseLinear,
+    SparseLinear,
+)
 from bigmodel_ext.nn._linear import CompressedLinear
 
 DROPOUT_FEATURES = 1024  # columns that a FusedDropout without a bias is timed with: it does not know its own
@@ -83,12 +90,17 @@ def _call_of(layer: nn.Module, batch: int) -> tuple[Call, Callable[[], object], 
         return ("fused_dropout", args), lambda: fused(*args), lambda: _eager_dropout(x, layer)
     assert isinstance(layer, CompressedLinear)
     n, k, bias = layer.out_features, layer.in_features, layer.bias
-    dtype = layer.values.dtype if isinstance(layer, SparseLinear) else layer.float_dtype
+    floats = (SparseLinear, BlockSparseLinear, SemiSparseLinear)
+    dtype = layer.values.dtype if isinstance(layer, floats) else layer.float_dtype
     x, dense = torch.randn(batch, k, device=device, dtype=dtype), torch.randn(n, k, device=device, dtype=dtype)
     dense_bias = None if bias is None else bias.to(dtype)
     call: Call
     if isinstance(layer, SparseLinear):
         call = ("sparse_linear", (x, layer.values, layer.crow, layer.col, bias, n, layer.panel))
+    elif isinstance(layer, BlockSparseLinear):
+        call = ("block_sparse_linear", (x, layer.values, layer.crow, layer.col, bias, n))
+    elif isinstance(layer, SemiSparseLinear):
+        call = ("semi_sparse_linear", (x, layer.values, layer.index, bias, n))
     elif isinstance(layer, Int8SparseLinear):
         indices = (layer.values, layer.crow, layer.col)
         call = ("int8_sparse_linear", (x, *indices, layer.weight_scale, layer.row_sum, bias, layer.panel))

@@ -11,7 +11,15 @@ from torch import nn
 
 from bigmodel_ext._fuse import CHAINS, Chain, block_chains, may_have_chains, shortened
 from bigmodel_ext._surgery import Changes, Place, Survey, device_of, without_bias
-from bigmodel_ext.nn import Absorbed, FusedDropout, Int8Linear, Int8SparseLinear, SparseLinear
+from bigmodel_ext.nn import (
+    Absorbed,
+    BlockSparseLinear,
+    FusedDropout,
+    Int8Linear,
+    Int8SparseLinear,
+    SemiSparseLinear,
+    SparseLinear,
+)
 from bigmodel_ext.nn._linear import CompressedLinear
 
 Entry = dict[str, Any]
@@ -22,6 +30,8 @@ _FIELDS: dict[str, dict[str, Any]] = {
     "int8_linear": _LINEAR,
     "sparse_linear": _SPARSE,
     "int8_sparse_linear": _SPARSE,
+    "block_sparse_linear": {**_LINEAR, "blocksize": int, "stored": int},
+    "semi_sparse_linear": _LINEAR,
     "linear_without_bias": {},
     "absorbed": {},
     "fused_dropout": {"p": float, "activation": str, "num_features": (int, type(None)), "dtype": (str, type(None))},
@@ -38,6 +48,8 @@ _CLASSES: dict[str, type[CompressedLinear]] = {
     "int8_linear": Int8Linear,
     "sparse_linear": SparseLinear,
     "int8_sparse_linear": Int8SparseLinear,
+    "block_sparse_linear": BlockSparseLinear,
+    "semi_sparse_linear": SemiSparseLinear,
 }
 
 
@@ -66,6 +78,8 @@ def _describe(module: nn.Module) -> Entry | None:
         }
         if isinstance(module, (SparseLinear, Int8SparseLinear)):
             entry |= {"panel": module.panel, "stored": module.col.shape[0]}
+        elif isinstance(module, BlockSparseLinear):
+            entry |= {"blocksize": module.blocksize, "stored": module.col.shape[0]}
         return entry
     if isinstance(module, FusedDropout):
         features, dtype = None, None
@@ -155,7 +169,12 @@ def _linear(survey: Survey, place: Place, entry: Entry) -> nn.Module:
     )
     sample = next(old.parameters(), torch.empty(0, device=device_of(old)))
     placed: dict[str, Any] = {"device": sample.device, "dtype": sample.dtype}
-    layer = Int8Linear(k, n, entry["bias"], **placed) if cls is Int8Linear else _sparse(cls, entry, placed)
+    if cls is BlockSparseLinear:
+        layer: CompressedLinear = _blocks(entry, placed)
+    elif cls in (SparseLinear, Int8SparseLinear):
+        layer = _sparse(cls, entry, placed)
+    else:
+        layer = cls(k, n, entry["bias"], **placed)
     layer.requires_grad_(sample.requires_grad)
     if layer.bias is not None and old.bias is not None:
         layer.bias.requires_grad_(old.bias.requires_grad)
@@ -168,6 +187,16 @@ def _sparse(cls: type[CompressedLinear], entry: Entry, placed: dict[str, Any]) -
     _require(1 <= panel <= 256, f"{entry['fqn']!r}: panel must be in [1, 256], got {panel}")
     _require(stored <= most, f"{entry['fqn']!r}: at most {most} entries can be stored, got {stored}")
     layer = (SparseLinear if cls is SparseLinear else Int8SparseLinear)(k, n, entry["bias"], **placed, panel=panel)
+    layer.resize(stored)
+    return layer
+
+
+def _blocks(entry: Entry, placed: dict[str, Any]) -> CompressedLinear:
+    n, k, size, stored = (entry[name] for name in ("out_features", "in_features", "blocksize", "stored"))
+    _require(size in (16, 32, 64), f"{entry['fqn']!r}: blocksize must be 16, 32 or 64, got {size}")
+    most = -(-n // size) * -(-k // size)
+    _require(stored <= most, f"{entry['fqn']!r}: at most {most} blocks can be stored, got {stored}")
+    layer = BlockSparseLinear(k, n, entry["bias"], **placed, blocksize=size)
     layer.resize(stored)
     return layer
 

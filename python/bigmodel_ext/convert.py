@@ -22,7 +22,8 @@ from torch import Tensor, nn
 from bigmodel_ext._explain import Explanation, LayerReport, explain
 from bigmodel_ext._fuse import fuse_dropout_
 from bigmodel_ext._surgery import Changes, Survey, nbytes
-from bigmodel_ext.nn import Int8Linear, Int8SparseLinear, SparseLinear
+from bigmodel_ext.formats import block_sparse, two_four
+from bigmodel_ext.nn import BlockSparseLinear, Int8Linear, Int8SparseLinear, SemiSparseLinear, SparseLinear
 from bigmodel_ext.nn._linear import CompressedLinear
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -65,6 +66,32 @@ class Int8BlockSparseWeightConfig:
         _require_sparsity(self.sparsity)
 
 
+@dataclass(frozen=True)
+class BlockSparseWeightConfig:
+    """:class:`nn.BlockSparseLinear`: square blocks of blocksize (16, 32 or 64), dense inside. sparsity in [0, 1): drop
+    this share of each layer's blocks, those with the smallest sum of squares first. None: leave out the blocks that are
+    zero already, in the layers that get smaller by it."""
+
+    blocksize: int = block_sparse.BLOCKSIZE
+    sparsity: float | None = None
+
+    def __post_init__(self) -> None:
+        block_sparse.require_blocksize(self.blocksize)
+        _require_sparsity(self.sparsity)
+
+
+@dataclass(frozen=True)
+class SemiSparseWeightConfig:
+    """:class:`nn.SemiSparseLinear`: two of every four neighbouring weights of a row. prune: set the two of smallest
+    magnitude to zero; otherwise only layers are converted whose weights are in that form already."""
+
+    prune: bool = False
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.prune, bool):
+            raise TypeError(f"prune must be True or False, got {self.prune!r}")
+
+
 def _largest(score: Tensor, sparsity: float) -> Tensor:
     """bool, score's shape: all but the round(sparsity * numel) smallest (of equal ones, the first stay)."""
     keep = score.numel() - round(sparsity * score.numel())
@@ -85,6 +112,24 @@ def block_mask(weight: Tensor, sparsity: float) -> Tensor:
     return _largest(blocks.square().sum(-1), sparsity).repeat_interleave(4, dim=1)[:, :k]
 
 
+def square_block_mask(weight: Tensor, sparsity: float, blocksize: int) -> Tensor:
+    """bool [N,K]: the square blocks that stay when the given share, of smallest sum of squares, is set to zero."""
+    (n, k), s = weight.shape, blocksize
+    padded = nn.functional.pad(weight.detach().float(), (0, -k % s, 0, -n % s))
+    scores = padded.square().view(-(-n // s), s, -(-k // s), s).sum((1, 3))
+    return _largest(scores, sparsity).repeat_interleave(s, 0).repeat_interleave(s, 1)[:n, :k]
+
+
+def two_four_mask(weight: Tensor) -> Tensor:
+    """bool [N,K]: of every four neighbours in a row the two of largest magnitude (of equal ones, the first)."""
+    n, k = weight.shape
+    # Padding comes last, behind zeros.
+    groups = nn.functional.pad(weight.detach().abs().float(), (0, -k % 4), value=-1.0).view(n, -(-k // 4), 4)
+    first = groups.argsort(dim=-1, descending=True, stable=True)[..., :2]
+    mask = torch.zeros_like(groups, dtype=torch.bool).scatter(-1, first, True)
+    return mask.view(n, -1)[:, :k].contiguous()
+
+
 def _quantized(linear: nn.Linear, config: object) -> nn.Module:
     return Int8Linear.from_float(linear)
 
@@ -103,10 +148,31 @@ def _block_sparse(linear: nn.Linear, config: Int8BlockSparseWeightConfig) -> nn.
     return Int8SparseLinear.from_dense(linear, mask)
 
 
+def _square_blocks(linear: nn.Linear, config: BlockSparseWeightConfig) -> nn.Module | str:
+    size = config.blocksize
+    if config.sparsity is not None:
+        mask = square_block_mask(linear.weight, config.sparsity, size)
+        return BlockSparseLinear.from_dense(linear, mask, size)
+    layer = BlockSparseLinear.from_dense(linear, blocksize=size)
+    if nbytes(layer) >= nbytes(linear):
+        blocks = -(-linear.out_features // size) * -(-linear.in_features // size)
+        return f"it would not get smaller ({layer.col.shape[0]} of {blocks} blocks of {size} are not zero)"
+    return layer
+
+
+def _two_four(linear: nn.Linear, config: SemiSparseWeightConfig) -> nn.Module | str:
+    if config.prune:
+        return SemiSparseLinear.from_dense(linear, two_four_mask(linear.weight))
+    problem = two_four.violation(linear.weight.detach() != 0)
+    return SemiSparseLinear.from_dense(linear) if problem is None else f"its weight is not 2:4: {problem}"
+
+
 _QUANTIZE: dict[type, Callable[..., nn.Module | str]] = {Int8DynamicActivationInt8WeightConfig: _quantized}
 _SPARSIFY: dict[type, Callable[..., nn.Module | str]] = {
     UnstructuredSparseWeightConfig: _sparse,
     Int8BlockSparseWeightConfig: _block_sparse,
+    BlockSparseWeightConfig: _square_blocks,
+    SemiSparseWeightConfig: _two_four,
 }
 
 
@@ -161,7 +227,10 @@ def quantize_(model: Model, config: Int8DynamicActivationInt8WeightConfig, filte
 
 def sparsify_(
     model: Model,
-    config: UnstructuredSparseWeightConfig | Int8BlockSparseWeightConfig,
+    config: UnstructuredSparseWeightConfig
+    | Int8BlockSparseWeightConfig
+    | BlockSparseWeightConfig
+    | SemiSparseWeightConfig,
     filter_fn: Filter | None = None,
 ) -> Model:
     """Exchange the model's linear layers, in place, for sparse ones; arguments, result and errors as in
@@ -170,10 +239,12 @@ def sparsify_(
 
 
 __all__ = [
+    "BlockSparseWeightConfig",
     "Explanation",
     "Int8BlockSparseWeightConfig",
     "Int8DynamicActivationInt8WeightConfig",
     "LayerReport",
+    "SemiSparseWeightConfig",
     "UnstructuredSparseWeightConfig",
     "block_mask",
     "explain",
@@ -181,4 +252,6 @@ __all__ = [
     "magnitude_mask",
     "quantize_",
     "sparsify_",
+    "square_block_mask",
+    "two_four_mask",
 ]

@@ -47,9 +47,7 @@ def block_sparse_linear(
     return _linear(x, blocks_to_dense(values, crow, col, out_features, x.shape[-1]), bias)
 
 
-def block_sparse_linear_grad_input(
-    grad: Tensor, values: Tensor, crow: Tensor, col: Tensor, in_features: int
-) -> Tensor:
+def block_sparse_linear_grad_input(grad: Tensor, values: Tensor, crow: Tensor, col: Tensor, in_features: int) -> Tensor:
     weight = blocks_to_dense(values, crow, col, grad.shape[-1], in_features)
     return (grad.to(weight.dtype) @ weight).to(grad.dtype)
 

@@ -80,9 +80,7 @@ def block_sparse_linear(
     return out
 
 
-def block_sparse_linear_grad_input(
-    grad: Tensor, values: Tensor, crow: Tensor, col: Tensor, in_features: int
-) -> Tensor:
+def block_sparse_linear_grad_input(grad: Tensor, values: Tensor, crow: Tensor, col: Tensor, in_features: int) -> Tensor:
     if grad.dtype is torch.float64:
         return _dispatch.fall_back("block_sparse_linear_grad_input", grad, values, crow, col, in_features)
     out = _rows(grad, in_features, "in_features")

@@ -35,8 +35,8 @@ def violation(mask: Tensor) -> str | None:
     if not len(broken):
         return None
     row, group = broken[0].tolist()
-    kept = int(counts[row, group])
-    return f"row {row}, group {group} (columns {4 * group} to {min(4 * group + 3, k - 1)}) keeps {kept} of 4, at most 2 can"
+    columns = f"columns {4 * group} to {min(4 * group + 3, k - 1)}"
+    return f"row {row}, group {group} ({columns}) keeps {int(counts[row, group])} of 4, at most 2 can be"
 
 
 def pack(weight: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
