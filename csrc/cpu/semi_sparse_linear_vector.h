@@ -30,7 +30,7 @@ void multiply(const float* x, int64_t panel, const void* values, const uint8_t* 
       Ints word[V];
 #pragma GCC unroll 8
       for (int v = 0; v < V; ++v) word[v] = load_words(index + i * kSemiIndexBytes + (n + v * kLanes) * 4);
-      for (int first = 0; first < kSlots; first += 4) {
+      for (int first = 0; first < kSlots; first += 4, from += 8) {
 #pragma GCC unroll 4
         for (int s = 0; s < 4; ++s) {
           const int64_t at = i * kSemiValues + (first + s) * kTile + n;
@@ -41,7 +41,7 @@ void multiply(const float* x, int64_t panel, const void* values, const uint8_t* 
             _mm_prefetch(static_cast<const char*>(values) + (at + kAhead) * kBytes + b, _MM_HINT_T0);
 #pragma GCC unroll 24
           for (int r = 0; r < R; ++r) {
-            const Floats four = broadcast4(from + r * kTile + (first + s) / 2 * 4);
+            const Floats four = broadcast4(from + r * kTile + s / 2 * 4);
 #pragma GCC unroll 8
             for (int v = 0; v < V; ++v)
               sum[s % kCopies][r][v] = fma(lanes_of(four, word[v]), w[v], sum[s % kCopies][r][v]);
