@@ -111,13 +111,15 @@ def training_cases(quick: bool) -> Iterator[Case]:
         weight = block_weight(n, k, sparsity, size)
         values, crow, col = block_sparse.pack(weight, blocksize=size)
         op = lambda x, v, i=(crow, col): F.block_sparse_linear(x, v, *i, out_features=n)  # noqa: E731
-        again = lambda g, weight=weight, size=size: block_sparse.pack(g, weight != 0, size)[0]  # noqa: E731
+        stored = block_sparse.mask_of(crow, col, n, k, size)
+        again = lambda g, stored=stored, size=size: block_sparse.pack(g, stored, size)[0]  # noqa: E731
         yield training_case("block_sparse_linear", f"M{m} N{n} K{k} b{size} {sparsity:.0%}", op, values, weight, again)
     weight = torch.randn(n, k)
     weight[~convert.two_four_mask(weight)] = 0.0
     values, index = two_four.pack(weight)
     op = lambda x, v: F.semi_sparse_linear(x, v, index, out_features=n)  # noqa: E731
-    again = lambda g: two_four.pack(g, weight != 0)[0]  # noqa: E731
+    stored = two_four.mask_of(index, n, k)
+    again = lambda g: two_four.pack(g, stored)[0]  # noqa: E731
     yield training_case("semi_sparse_linear", f"M{m} N{n} K{k} 2:4", op, values, weight, again)
 
 
