@@ -251,7 +251,7 @@ class TestAllOrNothing:
         with pytest.raises(TypeError, match="Int8DynamicActivationInt8WeightConfig, got UnstructuredSparse"):
             bm.quantize_(model, SPARSE)
         with pytest.raises(
-            TypeError, match="UnstructuredSparseWeightConfig or Int8BlockSparseWeightConfig or .*, got Int8Dyn"
+            TypeError, match=r"UnstructuredSparseWeightConfig or Int8BlockSparseWeightConfig or .*, got Int8Dyn"
         ):
             bm.sparsify_(model, INT8)
         with pytest.raises(TypeError, match="got <class"):

@@ -299,5 +299,8 @@ class TestLayer:
             for column in weight[row, :4].abs().argsort()[:2]:
                 kept[row, column] = 0
         assert torch.equal(model[0].weight, kept)
+        ties = torch.tensor([[1.0, -1.0, 1.0, 1.0], [0.0, 2.0, math.nan, math.inf], [0.0, 0.0, 0.0, 3.0]])
+        assert bm.convert.two_four_mask(ties).int().tolist() == [[1, 1, 0, 0], [0, 0, 1, 1], [1, 0, 0, 1]]
+        assert bm.convert.two_four_mask(torch.zeros(1, 5)).int().tolist() == [[1, 1, 0, 0, 1]]
         with pytest.raises(TypeError, match="prune must be True or False, got 1"):
             bm.SemiSparseWeightConfig(1)

@@ -12,9 +12,8 @@ void register_semi_sparse_linear(py::module_& m) {
     const DenseTensor dx = dense(x, "x"), dvalues = dense(values, "values"), dindex = dense(index, "index");
     const std::optional<DenseTensor> dbias = optional_dense(bias, "bias");
     const View vout = view(out, "out");
-    unlocked(dx.view.numel() + dvalues.view.numel() + vout.numel(), [&] {
-      semi_sparse_linear(dx.view, dvalues.view, dindex.view, dbias ? &dbias->view : nullptr, vout);
-    });
+    unlocked(dx.view.numel() + dvalues.view.numel() + vout.numel(),
+             [&] { semi_sparse_linear(dx.view, dvalues.view, dindex.view, dbias ? &dbias->view : nullptr, vout); });
   });
   m.def("semi_sparse_linear_grad_input", [](py::handle grad, py::handle values, py::handle index, py::handle out) {
     const DenseTensor dgrad = dense(grad, "grad"), dvalues = dense(values, "values"), dindex = dense(index, "index");

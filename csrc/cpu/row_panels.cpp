@@ -21,7 +21,8 @@ const RowPanelKernels& row_panel_kernels() { return *variants.pick(); }
 
 float* packed_rows(int slot, const View& x, int64_t first, int64_t rows, int64_t begin, int64_t end, int64_t size) {
   const int64_t padded = padded_rows(rows), stride = x.sizes[x.ndim - 1];
-  auto* panels = static_cast<float*>(scratch(slot, static_cast<size_t>(panels_for(end - begin, size) * padded * size) * 4));
+  auto* panels =
+      static_cast<float*>(scratch(slot, static_cast<size_t>(panels_for(end - begin, size) * padded * size) * 4));
   if (panels)
     row_panel_kernels().pack(x.as<char>() + (first * stride + begin) * element_size(x.dtype), x.dtype, stride, rows,
                              end - begin, size, padded, panels);

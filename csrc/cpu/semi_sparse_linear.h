@@ -25,9 +25,9 @@
 
 namespace bigmodel {
 
-constexpr int64_t kSemiTile = 32;                                        // outputs, and inputs, of a tile
-constexpr int64_t kSemiGroups = kSemiTile / 4;                           // of inputs
-constexpr int64_t kSemiValues = kSemiGroups * 2 * kSemiTile;             // of a tile
+constexpr int64_t kSemiTile = 32;                             // outputs, and inputs, of a tile
+constexpr int64_t kSemiGroups = kSemiTile / 4;                // of inputs
+constexpr int64_t kSemiValues = kSemiGroups * 2 * kSemiTile;  // of a tile
 constexpr int64_t kSemiIndexBytes = kSemiTile * kSemiGroups * 2 * 2 / 8;
 
 // `rows` is 1, 2, 3 or a multiple of 4; x and grad are row panels of 32 columns.

@@ -42,7 +42,10 @@ def pack(weight: Tensor, mask: Tensor | None = None, blocksize: int = BLOCKSIZE)
         raise ValueError(f"mask must be bool {list(weight.shape)}, got {mask.dtype} {list(mask.shape)}")
     else:
         weight = torch.where(mask, weight, 0.0)
-    kept = cut_into_blocks(mask, blocksize).any(-1).any(-1)
+    (n, k), s = weight.shape, blocksize
+    rows, columns = -(-n // s), -(-k // s)
+    padded = torch.nn.functional.pad(mask, (0, columns * s - k, 0, rows * s - n))
+    kept = padded.view(rows, s, columns, s).any(1).any(-1)
     ends = kept.sum(-1).cumsum(0)
     crow = torch.cat([ends.new_zeros(1), ends]).to(torch.int32)
     col = torch.arange(kept.shape[1], device=weight.device, dtype=torch.int32).expand(kept.shape)[kept]

@@ -18,25 +18,18 @@ from bigmodel_ext._reference import semi_positions, semi_to_dense
 
 TILE = 32
 
-_PAIRS = ((0, 1), (0, 2), (0, 3), (1, 2), (1, 3), (2, 3))
-
-
-def _pair_table() -> list[tuple[int, int]]:
-    """For each set of kept positions (bit i: position i), the first pair of positions that holds it all."""
-    holds = [[pair for pair in _PAIRS if not kept & ~(1 << pair[0] | 1 << pair[1])] for kept in range(16)]
-    return [found[0] if found else (0, 0) for found in holds]
-
 
 def violation(mask: Tensor) -> str | None:
     """Where a bool mask [N,K] keeps more than two of a group of four, or None."""
     n, k = mask.shape
-    counts = torch.nn.functional.pad(mask, (0, -k % 4)).view(n, -(-k // 4), 4).sum(-1)
-    broken = (counts > 2).nonzero()
-    if not len(broken):
+    k0, k1, k2, k3 = torch.nn.functional.pad(mask, (0, -k % 4)).view(n, -(-k // 4), 4).unbind(-1)
+    broken = (k0 & k1 & (k2 | k3)) | (k2 & k3 & (k0 | k1))
+    if not bool(broken.any()):
         return None
-    row, group = broken[0].tolist()
-    columns = f"columns {4 * group} to {min(4 * group + 3, k - 1)}"
-    return f"row {row}, group {group} ({columns}) keeps {int(counts[row, group])} of 4, at most 2 can be"
+    row, group = broken.nonzero()[0].tolist()
+    first, end = 4 * group, min(4 * group + 4, k)
+    kept = int(mask[row, first:end].sum())
+    return f"row {row}, group {group} (columns {first} to {end - 1}) keeps {kept} of 4, at most 2 can be"
 
 
 def pack(weight: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -54,19 +47,25 @@ def pack(weight: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
     problem = violation(mask)
     if problem is not None:
         raise ValueError(f"the mask is not 2:4: {problem}")
-    n, k = weight.shape
+    w, kept = _tiles(torch.where(mask, weight, 0.0)), _tiles(mask)
+    k0, k1, k2, k3 = kept.unbind(3)
+    w0, w1, w2, w3 = w.unbind(3)
+    # The last weight that is kept comes second, unless it is the very first; what is kept before it comes first.
+    second = torch.where(k3, w3, torch.where(k2, w2, w1))
+    first_is_2, first_is_1 = k2 & k3, k1 & (k2 | k3) & ~k0
+    first = torch.where(first_is_2, w2, torch.where(first_is_1, w1, w0))
+    at = first_is_1.to(torch.uint8) + first_is_2.to(torch.uint8) * 2
+    at += (1 + (k2 & ~k3).to(torch.uint8) + k3.to(torch.uint8) * 2) * 4
+    index = (at[:, :, 0::2] + at[:, :, 1::2] * 16).transpose(2, 3).contiguous()
+    return torch.stack([first, second], 3), index
+
+
+def _tiles(dense: Tensor) -> Tensor:
+    """[N,K] -> [ceil(N/32), ceil(K/32), 8, 4, 32], zero-padded: group of four, position in it, row."""
+    n, k = dense.shape
     rows, columns = -(-n // TILE), -(-k // TILE)
-    pad = (0, columns * TILE - k, 0, rows * TILE - n)
-    groups = torch.nn.functional.pad(torch.where(mask, weight, 0.0), pad).view(rows, TILE, columns, TILE // 4, 4)
-    kept = torch.nn.functional.pad(mask, pad).view(rows, TILE, columns, TILE // 4, 4)
-    bits = torch.tensor([1, 2, 4, 8], dtype=torch.uint8, device=weight.device)
-    table = torch.tensor(_pair_table(), device=weight.device)
-    pairs = table[(kept * bits).sum(-1)]  # [rows, TILE, columns, groups, 2]
-    values = groups.gather(-1, pairs).permute(0, 2, 3, 4, 1).contiguous()
-    shifts = torch.tensor([0, 2, 4, 6], dtype=torch.uint8, device=weight.device)
-    quads = pairs.to(torch.uint8).view(rows, TILE, columns, 4, 4)
-    index = (quads << shifts).sum(-1, dtype=torch.uint8).transpose(1, 2).contiguous()
-    return values, index
+    padded = torch.nn.functional.pad(dense, (0, columns * TILE - k, 0, rows * TILE - n))
+    return padded.view(rows, TILE, columns, TILE // 4, 4).permute(0, 2, 3, 4, 1).contiguous()
 
 
 def unpack(values: Tensor, index: Tensor, out_features: int, in_features: int) -> Tensor:
