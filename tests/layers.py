@@ -25,15 +25,34 @@ def dense(bias: bool = True, sparsity: float = 0.5, dtype: torch.dtype = torch.f
     return linear.to(dtype)
 
 
+def dense_blocks(**kw) -> nn.Linear:
+    linear = dense(**kw)
+    with torch.no_grad():
+        linear.weight[:16, 16:32] = 0.0
+        linear.weight[32:48] = 0.0
+    return linear
+
+
+def dense_two_four(**kw) -> nn.Linear:
+    linear = dense(**kw)
+    with torch.no_grad():
+        linear.weight[~bm.convert.two_four_mask(linear.weight)] = 0.0
+    return linear
+
+
 LINEARS = {
     "int8": lambda **kw: bm.nn.Int8Linear.from_float(dense(**kw)),
     "sparse": lambda **kw: bm.nn.SparseLinear.from_dense(dense(**kw)),
     "int8_sparse": lambda **kw: bm.nn.Int8SparseLinear.from_dense(dense(**kw)),
+    "block_sparse": lambda **kw: bm.nn.BlockSparseLinear.from_dense(dense_blocks(**kw), blocksize=16),
+    "semi_sparse": lambda **kw: bm.nn.SemiSparseLinear.from_dense(dense_two_four(**kw)),
 }
 FRESH = {
     "int8": lambda **kw: bm.nn.Int8Linear(IN, OUT, **kw),
     "sparse": lambda **kw: bm.nn.SparseLinear(IN, OUT, **kw),
     "int8_sparse": lambda **kw: bm.nn.Int8SparseLinear(IN, OUT, **kw),
+    "block_sparse": lambda **kw: bm.nn.BlockSparseLinear(IN, OUT, **kw),
+    "semi_sparse": lambda **kw: bm.nn.SemiSparseLinear(IN, OUT, **kw),
 }
 
 
@@ -70,4 +89,6 @@ def convert_all(model: nn.Sequential) -> nn.Sequential:
     bm.fuse_dropout_(model)
     bm.sparsify_(model, sparse(0.7), lambda m, fqn: fqn == "0.3")
     bm.sparsify_(model, blocks(0.5), lambda m, fqn: fqn == "1.fc2")
+    bm.sparsify_(model, bm.BlockSparseWeightConfig(16, 0.5, rows=()), lambda m, fqn: fqn == "2.linear1")
+    bm.sparsify_(model, bm.SemiSparseWeightConfig(prune=True, rows=()), lambda m, fqn: fqn == "2.linear2")
     return bm.quantize_(model, INT8)

@@ -14,6 +14,23 @@ def sparse_weight(n: int, k: int, sparsity: float) -> torch.Tensor:
     return torch.where(keep, torch.randn(n, k), 0.0)
 
 
+def square_block_weight(n: int, k: int, sparsity: float, size: int) -> torch.Tensor:
+    """float32 [N,K] in blocks of which about `sparsity` is 0; about every fourth block row and column is empty."""
+    rows, columns = -(-n // size), -(-k // size)
+    keep = torch.rand(rows, columns) >= sparsity
+    if sparsity > 0:
+        keep &= (torch.rand(rows, 1) > 0.25) & (torch.rand(columns) > 0.25)
+    keep = keep.repeat_interleave(size, 0).repeat_interleave(size, 1)[:n, :k]
+    return torch.where(keep, torch.randn(n, k), 0.0)
+
+
+def two_four_weight(n: int, k: int, sparsity: float = 0.0) -> torch.Tensor:
+    """float32 [N,K] with at most two of every four not 0, at random positions; `sparsity` makes more of them 0."""
+    order = torch.rand(n, -(-k // 4), 4).argsort(-1)
+    keep = ((order < 2) & (torch.rand(order.shape) >= sparsity)).flatten(1)[:, :k]
+    return torch.where(keep, torch.randn(n, k), 0.0)
+
+
 def int8_block_weight(n: int, k: int, sparsity: float) -> torch.Tensor:
     """int8 [N,K], whole 1x4 blocks 0, the extremes -128 and 127 frequent."""
     blocks = -(-k // 4)

@@ -13,6 +13,11 @@ SPARSE, BLOCKS = sparse(0.5), blocks(0.5)
 CONVERSIONS = {
     "quantize": (lambda m, f=None: bm.quantize_(m, INT8, f), bm.nn.Int8Linear),
     "sparsify": (lambda m, f=None: bm.sparsify_(m, SPARSE, f), bm.nn.SparseLinear),
+    "square blocks": (
+        lambda m, f=None: bm.sparsify_(m, bm.BlockSparseWeightConfig(16, 0.5), f),
+        bm.nn.BlockSparseLinear,
+    ),
+    "2:4": (lambda m, f=None: bm.sparsify_(m, bm.SemiSparseWeightConfig(prune=True), f), bm.nn.SemiSparseLinear),
     "int8 blocks": (lambda m, f=None: bm.sparsify_(m, BLOCKS, f), bm.nn.Int8SparseLinear),
 }
 
@@ -257,7 +262,7 @@ class TestAllOrNothing:
         with pytest.raises(TypeError, match="Int8DynamicActivationInt8WeightConfig, got UnstructuredSparse"):
             bm.quantize_(model, SPARSE)
         with pytest.raises(
-            TypeError, match="UnstructuredSparseWeightConfig or Int8BlockSparseWeightConfig, got Int8Dyn"
+            TypeError, match=r"UnstructuredSparseWeightConfig or Int8BlockSparseWeightConfig or .*, got Int8Dyn"
         ):
             bm.sparsify_(model, INT8)
         with pytest.raises(TypeError, match="got <class"):

@@ -159,6 +159,8 @@ def test_state_dicts_do_not_depend_on_packing():
         "bias": (torch.float32, (OUT,)),
     }
     assert set(LINEARS["sparse"]().state_dict()) == {"values", "crow", "col", "bias"}
+    assert set(LINEARS["block_sparse"]().state_dict()) == {"values", "crow", "col", "bias"}
+    assert set(LINEARS["semi_sparse"]().state_dict()) == {"values", "index", "bias"}
     assert set(LINEARS["int8_sparse"]().state_dict()) == {"values", "crow", "col", "weight_scale", "bias"}
 
 
@@ -187,13 +189,13 @@ def test_int8_scale_stays_float32_when_assigned():
 @pytest.mark.parametrize("kind", LINEARS)
 def test_a_state_dict_that_does_not_fit(kind):
     state = LINEARS[kind]().state_dict()
-    name = "weight_q" if kind == "int8" else "col"
+    name = {"int8": "weight_q", "semi_sparse": "index"}.get(kind, "col")
     with pytest.raises(RuntimeError, match=rf"Missing key.*{name}"):
         FRESH[kind]().load_state_dict({k: v for k, v in state.items() if k != name})
     with pytest.raises(RuntimeError, match=r"Unexpected key.*other"):
         FRESH[kind]().load_state_dict({**state, "other": state["bias"]})
-    with pytest.raises(RuntimeError, match=rf"{name} must be (torch\.)?u?int8"):
-        FRESH[kind]().load_state_dict({**state, name: state[name].to(torch.int32)})
+    with pytest.raises(RuntimeError, match=rf"{name} must be (torch\.)?u?int(8|32)"):
+        FRESH[kind]().load_state_dict({**state, name: state[name].to(torch.int64)})
     with pytest.raises(RuntimeError, match="weight"):
         FRESH[kind]().load_state_dict(dense().state_dict())
 
@@ -295,7 +297,7 @@ def test_bad_arguments():
 
 @pytest.mark.parametrize("kind", LINEARS)
 def test_zero_sizes(kind):
-    make = {"int8": "from_float", "sparse": "from_dense", "int8_sparse": "from_dense"}[kind]
+    make = "from_float" if kind == "int8" else "from_dense"
     for k, n in ((0, 5), (5, 0), (0, 0)):
         linear = nn.Linear.__new__(nn.Linear)
         nn.Module.__init__(linear)

@@ -5,7 +5,7 @@ import torch
 from bigmodel_ext import _reference
 from bigmodel_ext._checks import FLOATS
 from bigmodel_ext._ops import NAMESPACE, OPS
-from bigmodel_ext.formats import block, csr, int8, int8_conv
+from bigmodel_ext.formats import block, block_sparse, csr, int8, int8_conv, two_four
 
 M, N, K = 5, 12, 19
 
@@ -21,6 +21,18 @@ def _int8(n=N, k=K):
 def _sparse(dtype, grad):
     values, crow, col = csr.pack(_matrix(dtype, N) * (torch.rand(N, K) < 0.4))
     return values.requires_grad_(grad), crow, col
+
+
+def _square_blocks(dtype, grad):
+    weight = _matrix(dtype, N + 10)
+    weight[:16, :16] = 0
+    values, crow, col = block_sparse.pack(weight[:N], blocksize=16)
+    return values.requires_grad_(grad), crow, col
+
+
+def _two_four(dtype, grad):
+    values, index = two_four.pack(_matrix(dtype, N) * (torch.arange(K) % 4 > 1))
+    return values.requires_grad_(grad), index
 
 
 def _bias(grad, dtype=torch.float32):
@@ -108,6 +120,24 @@ SAMPLES = {
     "sparse_linear_grad_values": lambda dtype, grad: {
         "": (_matrix(dtype, columns=N), _matrix(dtype), *_sparse(dtype, False)[1:], csr.PANEL)
     },
+    "block_sparse_linear": lambda dtype, grad: {
+        "bias": (_matrix(dtype, grad=grad), *_square_blocks(dtype, grad), _bias(grad), N),
+        "no bias": (_matrix(dtype, grad=grad), *_square_blocks(torch.float32, grad), None, N),
+    },
+    "block_sparse_linear_grad_input": lambda dtype, grad: {
+        "": (_matrix(dtype, columns=N), *_square_blocks(dtype, False), K)
+    },
+    "block_sparse_linear_grad_values": lambda dtype, grad: {
+        "": (_matrix(dtype, columns=N), _matrix(dtype), *_square_blocks(dtype, False)[1:], 16)
+    },
+    "semi_sparse_linear": lambda dtype, grad: {
+        "bias": (_matrix(dtype, grad=grad), *_two_four(dtype, grad), _bias(grad), N),
+        "no bias": (_matrix(dtype, grad=grad), *_two_four(torch.float32, grad), None, N),
+    },
+    "semi_sparse_linear_grad_input": lambda dtype, grad: {"": (_matrix(dtype, columns=N), *_two_four(dtype, False), K)},
+    "semi_sparse_linear_grad_values": lambda dtype, grad: {
+        "": (_matrix(dtype, columns=N), _matrix(dtype), *_two_four(dtype, False)[1:])
+    },
     "int8_sparse_linear": lambda dtype, grad: {
         name: (_matrix(dtype, grad=grad), *b[:3], torch.rand(N), b[3], bias, block.PANEL)
         for name, bias in (("bias", _bias(grad)), ("no bias", None))
@@ -134,10 +164,11 @@ SAMPLES = {
         "rms": _dropout_norm_backward(dtype, "rms", False),
     },
 }
-DIFFERENTIABLE = (
-    "int8_linear", "int8_conv2d", "sparse_conv2d", "sparse_linear", "int8_sparse_linear", "fused_dropout",
+IN_FLOAT64 = (
+    "sparse_linear", "block_sparse_linear", "semi_sparse_linear", "sparse_conv2d", "fused_dropout",
     "fused_dropout_norm",
 )  # fmt: skip
+DIFFERENTIABLE = ("int8_linear", "int8_conv2d", "int8_sparse_linear", *IN_FLOAT64)
 CASES = [
     (op, dtype, grad)
     for op in SAMPLES
@@ -169,7 +200,7 @@ def test_gradients_in_float64_or_by_formula(op):
     """gradcheck in float64 where the reference takes it; int8 rounding has no derivative, so its straight-through
     formula is compared instead."""
     overload = getattr(torch.ops.bigmodel_ext, op).default
-    if op in ("sparse_linear", "sparse_conv2d", "fused_dropout", "fused_dropout_norm"):
+    if op in IN_FLOAT64:
         for name, args in SAMPLES[op](torch.float64, True).items():
             wide = [a.detach().double().requires_grad_() if _floating(a) else a for a in args]
             fast = op == "sparse_conv2d"

@@ -19,6 +19,8 @@ void register_quantize_rows(py::module_& m);
 void register_int8_sparse_linear(py::module_& m);
 void register_sparse_linear(py::module_& m);
 void register_sparse_conv2d(py::module_& m);
+void register_block_sparse_linear(py::module_& m);
+void register_semi_sparse_linear(py::module_& m);
 }  // namespace bigmodel
 
 PYBIND11_MODULE(_C, m) {
@@ -49,4 +51,6 @@ PYBIND11_MODULE(_C, m) {
   register_int8_sparse_linear(m);
   register_sparse_linear(m);
   register_sparse_conv2d(m);
+  register_block_sparse_linear(m);
+  register_semi_sparse_linear(m);
 }

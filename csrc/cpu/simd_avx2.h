@@ -63,6 +63,18 @@ inline __m128i to_bf16(Floats v) {
 }
 
 template <DType D>
+__m128i to_half(Floats v) {
+  return D == DType::f16 ? _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC) : to_bf16(v);
+}
+
+// One vector.
+template <DType D>
+void store(void* base, int64_t i, Floats v) {
+  if (D == DType::f32) return _mm256_storeu_ps(static_cast<float*>(base) + i, v);
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(static_cast<uint16_t*>(base) + i), to_half<D>(v));
+}
+
+template <DType D>
 void store_wide(void* base, const Floats (&v)[kWide], bool stream) {
 #pragma GCC unroll 2
   for (int j = 0; j < kWide; ++j) {
@@ -70,9 +82,8 @@ void store_wide(void* base, const Floats (&v)[kWide], bool stream) {
       float* p = static_cast<float*>(base) + j * kLanes;
       stream ? _mm256_stream_ps(p, v[j]) : _mm256_storeu_ps(p, v[j]);
     } else {
-      constexpr int kNearest = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
       auto* p = static_cast<__m128i*>(base) + j;
-      const __m128i h = D == DType::f16 ? _mm256_cvtps_ph(v[j], kNearest) : to_bf16(v[j]);
+      const __m128i h = to_half<D>(v[j]);
       stream ? _mm_stream_si128(p, h) : _mm_storeu_si128(p, h);
     }
   }

@@ -69,6 +69,14 @@ __m512i to_half(Floats low, Floats high) {
   return _mm512_inserti64x4(_mm512_castsi256_si512(_mm512_cvtps_ph(low, kNearest)), _mm512_cvtps_ph(high, kNearest), 1);
 }
 
+// One vector.
+template <DType D>
+void store(void* base, int64_t i, Floats v) {
+  if (D == DType::f32) return _mm512_storeu_ps(static_cast<float*>(base) + i, v);
+  const __m256i h = _mm512_castsi512_si256(to_half<D>(v, v));
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(static_cast<uint16_t*>(base) + i), h);
+}
+
 // kWide vectors, in whole cache lines.
 template <DType D>
 void store_wide(void* base, const Floats (&v)[kWide], bool stream) {

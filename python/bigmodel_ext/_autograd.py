@@ -3,7 +3,8 @@
 int8_conv2d:                      dx = the transposed convolution of g with W         (rounding as below)
 sparse_conv2d:                    the same, dvalues = (dense dW) at the stored positions: a dense backward pass
 int8_linear, int8_sparse_linear:  dx = g W           (rounding counts as the identity: straight-through)
-sparse_linear:                    dx = g W,  dvalues = (g^T x) at the stored positions,  dbias = sum g
+sparse_linear, block_sparse_linear, semi_sparse_linear:
+                                  dx = g W,  dvalues = (g^T x) at the stored positions,  dbias = sum g
                                   (products of the same kind: they have gradients in turn)
 fused_dropout:                    dx = keep * scale * act'(x + bias) * g,  dbias = sum dx,  dresidual = g  (once only)
 fused_dropout_norm:               the same with g = dh, the gradient that reaches h = residual + dropout(act(x + bias))
@@ -216,6 +217,49 @@ def _grad_values_backward(ctx: Any, out: Tensor) -> tuple[Tensor | None, ...]:
     return dgrad, dx, None, None, None, None
 
 
+def _patterned(name: str, indices: int) -> None:
+    """The formulas of a linear op (x, values, *pattern, bias, out_features) and its two gradients, whose pattern is so
+    many tensors. A product with the stored values, one with them transposed, and one of two activations where values
+    are stored: each one's gradients are the other two."""
+    forward, grad_input, grad_values = (getattr(_ops, f"{name}{part}") for part in ("", "_grad_input", "_grad_values"))
+    none = (None,) * (indices + 1)  # the pattern's gradients, and the last argument's
+
+    def size_of(values: Tensor) -> tuple[int, ...]:
+        return (values.shape[-1],) if name == "block_sparse_linear" else ()
+
+    def setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs[:-1])  # activations, values, pattern, and the forward's bias
+
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, values, *pattern, bias = ctx.saved_tensors
+        needs = ctx.needs_input_grad
+        dx = grad_input(grad, values, *pattern, x.shape[-1]) if needs[0] else None
+        dvalues = grad_values(grad, x, *pattern, *size_of(values)).to(values.dtype) if needs[1] else None
+        dbias = _column_sums(grad, bias) if needs[2 + indices] else None
+        return dx, dvalues, *none[1:], dbias, None
+
+    def input_backward(ctx: Any, out: Tensor) -> tuple[Tensor | None, ...]:
+        grad, values, *pattern = ctx.saved_tensors
+        needs = ctx.needs_input_grad
+        dgrad = forward(out, values, *pattern, None, grad.shape[-1]) if needs[0] else None
+        dvalues = grad_values(grad, out, *pattern, *size_of(values)).to(values.dtype) if needs[1] else None
+        return dgrad, dvalues, *none
+
+    def values_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs[: 2 + indices])
+
+    def values_backward(ctx: Any, out: Tensor) -> tuple[Tensor | None, ...]:
+        grad, x, *pattern = ctx.saved_tensors
+        needs = ctx.needs_input_grad
+        dgrad = forward(x, out, *pattern, None, grad.shape[-1]) if needs[0] else None
+        dx = grad_input(grad, out, *pattern, x.shape[-1]) if needs[1] else None
+        return dgrad, dx, *none[: indices + len(size_of(out))]
+
+    _register(name, setup, backward)
+    _register(f"{name}_grad_input", setup, input_backward)
+    _register(f"{name}_grad_values", values_setup, values_backward)
+
+
 def _no_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     pass
 
@@ -231,6 +275,8 @@ _register("int8_sparse_linear", _int8_sparse_linear_setup, _int8_sparse_linear_b
 _register("sparse_linear", _sparse_linear_setup, _sparse_linear_backward)
 _register("sparse_linear_grad_input", _grad_input_setup, _grad_input_backward)
 _register("sparse_linear_grad_values", _grad_values_setup, _grad_values_backward)
+_patterned("block_sparse_linear", 2)
+_patterned("semi_sparse_linear", 1)
 _register("fused_dropout", _fused_dropout_setup, _fused_dropout_backward)
 _register("fused_dropout_norm", _fused_dropout_norm_setup, _fused_dropout_norm_backward)
 for _name in ("fused_dropout_backward", "fused_dropout_backward_bias", "fused_dropout_norm_backward"):

@@ -12,14 +12,24 @@ from typing import Any
 from torch import nn
 
 from bigmodel_ext._configs import (
+    BlockSparseWeightConfig,
     Int8BlockSparseWeightConfig,
     Int8DynamicActivationInt8WeightConfig,
+    SemiSparseWeightConfig,
     UnstructuredSparseWeightConfig,
 )
-from bigmodel_ext._masks import block_mask, magnitude_mask
+from bigmodel_ext._masks import block_mask, magnitude_mask, square_block_mask, two_four_mask
 from bigmodel_ext._surgery import nbytes
-from bigmodel_ext.formats import csr
-from bigmodel_ext.nn import Int8Conv2d, Int8Linear, Int8SparseLinear, SparseConv2d, SparseLinear
+from bigmodel_ext.formats import csr, two_four
+from bigmodel_ext.nn import (
+    BlockSparseLinear,
+    Int8Conv2d,
+    Int8Linear,
+    Int8SparseLinear,
+    SemiSparseLinear,
+    SparseConv2d,
+    SparseLinear,
+)
 
 Made = list[nn.Module] | str
 Maker = Callable[[Any, Any], Made]
@@ -45,8 +55,8 @@ def _int8_conv2d(conv: nn.Conv2d, config: Int8DynamicActivationInt8WeightConfig)
     return [Int8Conv2d.from_float(conv)]
 
 
-def _no_blocks(conv: nn.Conv2d, config: Int8BlockSparseWeightConfig) -> Made:
-    return "1x4 blocks are implemented for linear layers only"
+def _linear_only(conv: nn.Conv2d, config: object) -> Made:
+    return "blocks are implemented for linear layers only"
 
 
 def _int8_sparse_linear(linear: nn.Linear, config: Int8BlockSparseWeightConfig) -> Made:
@@ -54,10 +64,29 @@ def _int8_sparse_linear(linear: nn.Linear, config: Int8BlockSparseWeightConfig) 
     return [Int8SparseLinear.from_dense(linear, mask)]
 
 
+def _square_blocks(linear: nn.Linear, config: BlockSparseWeightConfig) -> Made:
+    size = config.blocksize
+    mask = None if config.sparsity is None else square_block_mask(linear.weight, config.sparsity, size)
+    layer = BlockSparseLinear.from_dense(linear, mask, size)
+    if mask is None and nbytes(layer) >= nbytes(linear):
+        blocks = -(-linear.out_features // size) * -(-linear.in_features // size)
+        return f"it would not get smaller ({layer.col.shape[0]} of {blocks} blocks of {size} are not zero)"
+    return [layer]
+
+
+def _two_four(linear: nn.Linear, config: SemiSparseWeightConfig) -> Made:
+    if config.prune:
+        return [SemiSparseLinear.from_dense(linear, two_four_mask(linear.weight))]
+    problem = two_four.violation(linear.weight.detach() != 0)
+    return [SemiSparseLinear.from_dense(linear)] if problem is None else f"its weight is not 2:4: {problem}"
+
+
 QUANTIZE: dict[type, dict[type[nn.Module], Maker]] = {
     Int8DynamicActivationInt8WeightConfig: {nn.Linear: _int8_linear, nn.Conv2d: _int8_conv2d},
 }
 SPARSIFY: dict[type, dict[type[nn.Module], Maker]] = {
     UnstructuredSparseWeightConfig: {nn.Linear: _sparse, nn.Conv2d: _sparse},
-    Int8BlockSparseWeightConfig: {nn.Linear: _int8_sparse_linear, nn.Conv2d: _no_blocks},
+    Int8BlockSparseWeightConfig: {nn.Linear: _int8_sparse_linear, nn.Conv2d: _linear_only},
+    BlockSparseWeightConfig: {nn.Linear: _square_blocks, nn.Conv2d: _linear_only},
+    SemiSparseWeightConfig: {nn.Linear: _two_four, nn.Conv2d: _linear_only},
 }

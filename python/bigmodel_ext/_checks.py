@@ -22,6 +22,9 @@ INT8_MAX_K = 131_071
 INT8_TILE_N = 64
 """Columns of a packed int8 weight's panel; see formats.int8."""
 
+BLOCK_SIZES = (16, 32, 64)
+"""Sizes of the square blocks of formats.block_sparse."""
+
 
 def require(condition: bool, message: Callable[[], str]) -> None:
     if not condition:
@@ -223,6 +226,91 @@ def check_sparse_linear_grad_values(
     _require_features(x)
     _require_shape("grad", grad, *x.shape[:-1], grad.shape[-1])
     _check_sparse(col, crow, col, grad.shape[-1], x.shape[-1], panel, order)
+
+
+def _require_values(values: Tensor, x: Tensor) -> None:
+    _require_dtype("values", values, *dict.fromkeys((torch.float32, x.dtype)))
+
+
+def _require_blocks(values: Tensor, crow: Tensor, col: Tensor, n: int) -> None:
+    size = values.shape[1] if values.dim() == 3 else 0
+    require(
+        size in BLOCK_SIZES and values.shape[2] == size,
+        lambda: f"values must have shape [blocks, S, S] with S 16, 32 or 64, got {list(values.shape)}",
+    )
+    _require_block_indices(crow, col, values.shape[0], n, size)
+
+
+def _require_block_indices(crow: Tensor, col: Tensor, count: int, n: int, size: int) -> None:
+    _require_dtype("crow", crow, torch.int32)
+    _require_dtype("col", col, torch.int32)
+    require(n >= 0, lambda: f"out_features must not be negative, got {n}")
+    _require_shape("crow", crow, -(-n // size) + 1)
+    _require_shape("col", col, count)
+
+
+def _require_pair(grad: Tensor, x: Tensor) -> None:
+    """The gradient of the output and the input that it came from."""
+    _require_dtype("grad", grad, *FLOATS, torch.float64)
+    _require_dtype("x", x, grad.dtype)
+    _require_features(x)
+    _require_shape("grad", grad, *x.shape[:-1], grad.shape[-1])
+
+
+def check_block_sparse_linear(
+    x: Tensor, values: Tensor, crow: Tensor, col: Tensor, bias: Tensor | None, out_features: int
+) -> None:
+    _require_dtype("x", x, *FLOATS, torch.float64)
+    _require_values(values, x)
+    _require_features(x)
+    _require_blocks(values, crow, col, out_features)
+    _require_bias(bias, out_features)
+
+
+def check_block_sparse_linear_grad_input(
+    grad: Tensor, values: Tensor, crow: Tensor, col: Tensor, in_features: int
+) -> None:
+    _require_dtype("grad", grad, *FLOATS, torch.float64)
+    _require_values(values, grad)
+    _require_features(grad)
+    require(in_features >= 0, lambda: f"in_features must not be negative, got {in_features}")
+    _require_blocks(values, crow, col, grad.shape[-1])
+
+
+def check_block_sparse_linear_grad_values(grad: Tensor, x: Tensor, crow: Tensor, col: Tensor, blocksize: int) -> None:
+    _require_pair(grad, x)
+    require(blocksize in BLOCK_SIZES, lambda: f"blocksize must be 16, 32 or 64, got {blocksize}")
+    require(col.dim() == 1, lambda: f"col must be [blocks], got shape {list(col.shape)}")
+    _require_block_indices(crow, col, col.shape[0], grad.shape[-1], blocksize)
+
+
+def _require_tiles(values: Tensor | None, index: Tensor, n: int, k: int) -> None:
+    _require_dtype("index", index, torch.uint8)
+    require(n >= 0, lambda: f"out_features must not be negative, got {n}")
+    require(k >= 0, lambda: f"in_features must not be negative, got {k}")
+    _require_shape("index", index, -(-n // 32), -(-k // 32), 32, 4)
+    if values is not None:
+        _require_shape("values", values, -(-n // 32), -(-k // 32), 8, 2, 32)
+
+
+def check_semi_sparse_linear(x: Tensor, values: Tensor, index: Tensor, bias: Tensor | None, out_features: int) -> None:
+    _require_dtype("x", x, *FLOATS, torch.float64)
+    _require_values(values, x)
+    _require_features(x)
+    _require_tiles(values, index, out_features, x.shape[-1])
+    _require_bias(bias, out_features)
+
+
+def check_semi_sparse_linear_grad_input(grad: Tensor, values: Tensor, index: Tensor, in_features: int) -> None:
+    _require_dtype("grad", grad, *FLOATS, torch.float64)
+    _require_values(values, grad)
+    _require_features(grad)
+    _require_tiles(values, index, grad.shape[-1], in_features)
+
+
+def check_semi_sparse_linear_grad_values(grad: Tensor, x: Tensor, index: Tensor) -> None:
+    _require_pair(grad, x)
+    _require_tiles(None, index, grad.shape[-1], x.shape[-1])
 
 
 def check_int8_sparse_linear(

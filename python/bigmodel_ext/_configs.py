@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from bigmodel_ext.formats import block_sparse
+
 
 def _require_sparsity(sparsity: float | None) -> None:
     if sparsity is None:
@@ -56,3 +58,31 @@ class Int8BlockSparseWeightConfig(WeightConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         _require_sparsity(self.sparsity)
+
+
+@dataclass(frozen=True)
+class BlockSparseWeightConfig(WeightConfig):
+    """:class:`nn.BlockSparseLinear`: square blocks of blocksize (16, 32 or 64), dense inside. sparsity in [0, 1): drop
+    this share of each layer's blocks, those with the smallest sum of squares first. None: leave out the blocks that are
+    zero already, in the layers that get smaller by it."""
+
+    blocksize: int = block_sparse.BLOCKSIZE
+    sparsity: float | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        block_sparse.require_blocksize(self.blocksize)
+        _require_sparsity(self.sparsity)
+
+
+@dataclass(frozen=True)
+class SemiSparseWeightConfig(WeightConfig):
+    """:class:`nn.SemiSparseLinear`: two of every four neighbouring weights of a row. prune: set the two of smallest
+    magnitude to zero; otherwise only layers are converted whose weights are in that form already."""
+
+    prune: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not isinstance(self.prune, bool):
+            raise TypeError(f"prune must be True or False, got {self.prune!r}")

@@ -53,6 +53,12 @@ sparse_linear = _C.sparse_linear
 sparse_conv2d = _C.sparse_conv2d
 sparse_linear_grad_input = _C.sparse_linear_grad_input
 sparse_linear_grad_values = _C.sparse_linear_grad_values
+block_sparse_linear = _C.block_sparse_linear
+block_sparse_linear_grad_input = _C.block_sparse_linear_grad_input
+block_sparse_linear_grad_values = _C.block_sparse_linear_grad_values
+semi_sparse_linear = _C.semi_sparse_linear
+semi_sparse_linear_grad_input = _C.semi_sparse_linear_grad_input
+semi_sparse_linear_grad_values = _C.semi_sparse_linear_grad_values
 
 
 def load_cuda() -> Any | None:

@@ -79,6 +79,36 @@ OPS: dict[str, tuple[str, Callable[..., None], Callable[..., Any]]] = {
         checks.check_sparse_linear_grad_values,
         lambda grad, x, crow, col, panel, order=None: grad.new_empty(col.shape),
     ),
+    "block_sparse_linear": (
+        f"(Tensor x, Tensor values, {_INDICES}, Tensor? bias, SymInt out_features) -> Tensor",
+        checks.check_block_sparse_linear,
+        lambda x, values, crow, col, bias, out_features: _rows(x, out_features),
+    ),
+    "block_sparse_linear_grad_input": (
+        f"(Tensor grad, Tensor values, {_INDICES}, SymInt in_features) -> Tensor",
+        checks.check_block_sparse_linear_grad_input,
+        lambda grad, values, crow, col, in_features: _rows(grad, in_features),
+    ),
+    "block_sparse_linear_grad_values": (
+        f"(Tensor grad, Tensor x, {_INDICES}, int blocksize) -> Tensor",
+        checks.check_block_sparse_linear_grad_values,
+        lambda grad, x, crow, col, blocksize: grad.new_empty((col.shape[0], blocksize, blocksize)),
+    ),
+    "semi_sparse_linear": (
+        "(Tensor x, Tensor values, Tensor index, Tensor? bias, SymInt out_features) -> Tensor",
+        checks.check_semi_sparse_linear,
+        lambda x, values, index, bias, out_features: _rows(x, out_features),
+    ),
+    "semi_sparse_linear_grad_input": (
+        "(Tensor grad, Tensor values, Tensor index, SymInt in_features) -> Tensor",
+        checks.check_semi_sparse_linear_grad_input,
+        lambda grad, values, index, in_features: _rows(grad, in_features),
+    ),
+    "semi_sparse_linear_grad_values": (
+        "(Tensor grad, Tensor x, Tensor index) -> Tensor",
+        checks.check_semi_sparse_linear_grad_values,
+        lambda grad, x, index: grad.new_empty((*index.shape[:2], 8, 2, 32)),
+    ),
     "int8_sparse_linear": (
         f"(Tensor x, Tensor values, {_INDICES}, Tensor weight_scale, Tensor row_sum, Tensor? bias, int panel,"
         " Tensor? order=None) -> Tensor",

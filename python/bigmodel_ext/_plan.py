@@ -12,7 +12,17 @@ from torch import Tensor, nn
 
 from bigmodel_ext._fuse import CHAINS, Chain, block_chains, may_have_chains, shortened
 from bigmodel_ext._surgery import Changes, Place, Survey, device_of, without_bias
-from bigmodel_ext.nn import Absorbed, FusedDropout, Int8Conv2d, Int8Linear, Int8SparseLinear, SparseConv2d, SparseLinear
+from bigmodel_ext.nn import (
+    Absorbed,
+    BlockSparseLinear,
+    FusedDropout,
+    Int8Conv2d,
+    Int8Linear,
+    Int8SparseLinear,
+    SemiSparseLinear,
+    SparseConv2d,
+    SparseLinear,
+)
 from bigmodel_ext.nn._compressed import Compressed
 from bigmodel_ext.nn._conv import CompressedConv2d, conv_arguments
 from bigmodel_ext.nn._pattern import Pattern
@@ -29,6 +39,8 @@ _FIELDS: dict[str, dict[str, Any]] = {
     "int8_linear": _LINEAR,
     "sparse_linear": _SPARSE,
     "int8_sparse_linear": _SPARSE,
+    "block_sparse_linear": {**_LINEAR, "blocksize": int, "stored": int},
+    "semi_sparse_linear": _LINEAR,
     "linear_without_bias": {},
     "absorbed": {},
     "fused_dropout": {"p": float, "activation": str, "num_features": (int, type(None)), "dtype": (str, type(None))},
@@ -47,6 +59,8 @@ _CLASSES: dict[str, type[Compressed]] = {
     "int8_linear": Int8Linear,
     "sparse_linear": SparseLinear,
     "int8_sparse_linear": Int8SparseLinear,
+    "block_sparse_linear": BlockSparseLinear,
+    "semi_sparse_linear": SemiSparseLinear,
 }
 
 
@@ -93,8 +107,12 @@ def _shape_of(module: Compressed) -> Entry:
         names, entry = ("in_features", "out_features"), {}
     entry |= {name: getattr(module, name) for name in names}
     entry["bias"] = module.bias is not None
+    if isinstance(module, BlockSparseLinear):
+        entry["blocksize"] = module.blocksize
+    elif isinstance(module, Pattern):
+        entry["panel"] = module.panel
     if isinstance(module, Pattern):
-        entry |= {"panel": module.panel, "stored": module.col.shape[0]}
+        entry["stored"] = module.col.shape[0]
     return entry
 
 
@@ -209,7 +227,12 @@ def _linear(survey: Survey, place: Place, entry: Entry) -> nn.Module:
         f"{place.fqn!r} is {old.out_features}x{old.in_features} in the model and {n}x{k} in the file",
     )
     placed = _placed(old)
-    layer = Int8Linear(k, n, entry["bias"], **placed) if cls is Int8Linear else _sparse(cls, entry, placed)
+    if cls is BlockSparseLinear:
+        layer: nn.Module = _blocks(entry, placed)
+    elif cls in (SparseLinear, Int8SparseLinear):
+        layer = _sparse(cls, entry, placed)
+    else:
+        layer = cls(k, n, entry["bias"], **placed)
     return _as_trained(layer, old)
 
 
@@ -229,6 +252,14 @@ def _sparse(cls: type, entry: Entry, placed: dict[str, Any]) -> nn.Module:
     _require_room(entry, n * (k if cls is SparseLinear else -(-k // 4)))
     kind = SparseLinear if cls is SparseLinear else Int8SparseLinear
     return _resized(kind(k, n, entry["bias"], **placed, panel=entry["panel"]), entry)
+
+
+def _blocks(entry: Entry, placed: dict[str, Any]) -> nn.Module:
+    n, k, size, stored = (entry[name] for name in ("out_features", "in_features", "blocksize", "stored"))
+    _require(size in (16, 32, 64), f"{entry['fqn']!r}: blocksize must be 16, 32 or 64, got {size}")
+    most = -(-n // size) * -(-k // size)
+    _require(stored <= most, f"{entry['fqn']!r}: at most {most} blocks can be stored, got {stored}")
+    return _resized(BlockSparseLinear(k, n, entry["bias"], **placed, blocksize=size), entry)
 
 
 def _without_bias(survey: Survey, place: Place, entry: Entry) -> nn.Module:

@@ -28,14 +28,16 @@ from bigmodel_ext import _gains
 from bigmodel_ext._candidates import QUANTIZE, SPARSIFY, Maker
 from bigmodel_ext._choose import not_slower
 from bigmodel_ext._configs import (
+    BlockSparseWeightConfig,
     Int8BlockSparseWeightConfig,
     Int8DynamicActivationInt8WeightConfig,
+    SemiSparseWeightConfig,
     UnstructuredSparseWeightConfig,
     WeightConfig,
 )
 from bigmodel_ext._explain import Explanation, LayerReport, explain
 from bigmodel_ext._fuse import fuse_dropout_
-from bigmodel_ext._masks import block_mask, magnitude_mask
+from bigmodel_ext._masks import block_mask, magnitude_mask, square_block_mask, two_four_mask
 from bigmodel_ext._surgery import COMPRESSED, Changes, Survey, device_of
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -114,7 +116,10 @@ def quantize_(model: Model, config: Int8DynamicActivationInt8WeightConfig, filte
 
 def sparsify_(
     model: Model,
-    config: UnstructuredSparseWeightConfig | Int8BlockSparseWeightConfig,
+    config: UnstructuredSparseWeightConfig
+    | Int8BlockSparseWeightConfig
+    | BlockSparseWeightConfig
+    | SemiSparseWeightConfig,
     filter_fn: Filter | None = None,
 ) -> Model:
     """Exchange the model's layers, in place, for sparse ones that are not slower; arguments, result and errors as in
@@ -124,10 +129,12 @@ def sparsify_(
 
 
 __all__ = [
+    "BlockSparseWeightConfig",
     "Explanation",
     "Int8BlockSparseWeightConfig",
     "Int8DynamicActivationInt8WeightConfig",
     "LayerReport",
+    "SemiSparseWeightConfig",
     "UnstructuredSparseWeightConfig",
     "block_mask",
     "explain",
@@ -135,4 +142,6 @@ __all__ = [
     "magnitude_mask",
     "quantize_",
     "sparsify_",
+    "square_block_mask",
+    "two_four_mask",
 ]

@@ -1,5 +1,16 @@
 """Every op in plain PyTorch: what runs where no kernel does, and what kernels are tested against. Clear, not fast."""
 
+from bigmodel_ext._reference.blocks import block_rows as block_rows
+from bigmodel_ext._reference.blocks import block_sparse_linear as block_sparse_linear
+from bigmodel_ext._reference.blocks import block_sparse_linear_grad_input as block_sparse_linear_grad_input
+from bigmodel_ext._reference.blocks import block_sparse_linear_grad_values as block_sparse_linear_grad_values
+from bigmodel_ext._reference.blocks import blocks_to_dense as blocks_to_dense
+from bigmodel_ext._reference.blocks import cut_into_blocks as cut_into_blocks
+from bigmodel_ext._reference.blocks import semi_positions as semi_positions
+from bigmodel_ext._reference.blocks import semi_sparse_linear as semi_sparse_linear
+from bigmodel_ext._reference.blocks import semi_sparse_linear_grad_input as semi_sparse_linear_grad_input
+from bigmodel_ext._reference.blocks import semi_sparse_linear_grad_values as semi_sparse_linear_grad_values
+from bigmodel_ext._reference.blocks import semi_to_dense as semi_to_dense
 from bigmodel_ext._reference.conv import channels_last as channels_last
 from bigmodel_ext._reference.conv import conv2d as conv2d
 from bigmodel_ext._reference.conv import conv_rows as conv_rows

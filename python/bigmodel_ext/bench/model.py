@@ -56,15 +56,15 @@ ENCODERS = {"quick": (MINILM,), "default": (MINILM, BERT), "full": (MINILM, MINI
 
 
 def _int8(model: nn.Module) -> nn.Module:
-    return bm.quantize_(model, bm.Int8DynamicActivationInt8WeightConfig())
+    return bm.quantize_(model, bm.Int8DynamicActivationInt8WeightConfig(rows=()))
 
 
 def _sparse(model: nn.Module) -> nn.Module:
-    return bm.sparsify_(model, bm.UnstructuredSparseWeightConfig(SPARSITY))
+    return bm.sparsify_(model, bm.UnstructuredSparseWeightConfig(SPARSITY, rows=()))
 
 
 def _sparse_int8(model: nn.Module) -> nn.Module:
-    return bm.sparsify_(model, bm.Int8BlockSparseWeightConfig(SPARSITY))
+    return bm.sparsify_(model, bm.Int8BlockSparseWeightConfig(SPARSITY, rows=()))
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,11 @@ PANEL = 128
 WIDE_PANEL = 256
 
 
+def require_panel(panel: int) -> None:
+    if not 1 <= panel <= 256:
+        raise ValueError(f"panel must be in [1, 256], got {panel}")
+
+
 def panel_for(density: float) -> int:
     """The fastest panel for a share of stored entries: 128 columns of activations fit the first-level cache, but where
     few entries are stored, longer rows save more than the cache loses."""
@@ -40,8 +45,7 @@ def pack(weight: Tensor, mask: Tensor | None = None, panel: int = PANEL) -> tupl
     """Dense [N,K] -> (values, crow, col). Entries where mask (default: weight != 0, so NaN too) is True are stored."""
     if weight.dim() != 2:
         raise ValueError(f"weight must be [N,K], got shape {list(weight.shape)}")
-    if not 1 <= panel <= 256:
-        raise ValueError(f"panel must be in [1, 256], got {panel}")
+    require_panel(panel)
     if mask is None:
         mask = weight != 0
     elif mask.shape != weight.shape or mask.dtype != torch.bool:

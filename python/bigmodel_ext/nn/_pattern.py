@@ -23,6 +23,7 @@ class Pattern(Compressed):
     col: Tensor
 
     def _register_pattern(self, panel: int, device: torch.device | str | None) -> None:
+        csr.require_panel(panel)
         self.panel = panel
         entries = -(-self.columns // panel) * self.outputs + 1
         self.register_buffer("crow", torch.zeros(entries, dtype=torch.int32, device=device))
@@ -99,15 +100,17 @@ class Pattern(Compressed):
 
 
 class PatternLinear(Pattern, CompressedLinear):
-    """Rows lie sorted, as the kernels like them (`order`, see formats.csr); a state dict holds them unsorted, without
-    `order`."""
-
-    order: Tensor
-
     @property
     def outputs(self) -> int:
         """N."""
         return self.out_features
+
+
+class PanelLinear(PatternLinear):
+    """Rows lie sorted, as the kernels like them (`order`, see formats.csr); a state dict holds them unsorted, without
+    `order`."""
+
+    order: Tensor
 
     def _register_pattern(self, panel: int, device: torch.device | str | None) -> None:
         super()._register_pattern(panel, device)

@@ -8,10 +8,10 @@ from torch import Tensor, nn
 from bigmodel_ext import functional
 from bigmodel_ext.formats import block
 from bigmodel_ext.nn._linear import pruned, require_int8_exact, require_linear
-from bigmodel_ext.nn._pattern import PatternLinear
+from bigmodel_ext.nn._pattern import PanelLinear
 
 
-class Int8SparseLinear(PatternLinear):
+class Int8SparseLinear(PanelLinear):
     """:class:`Int8Linear` on a block-sparse weight: equal to it bit for bit on the same int8 weights.
 
     ``values`` int8 [blocks,4], ``crow`` int32, ``col`` uint8 (see ``formats.block``) and ``weight_scale`` float32 [N]

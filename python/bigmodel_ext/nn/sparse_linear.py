@@ -8,12 +8,12 @@ from torch import Tensor, nn
 from bigmodel_ext import functional
 from bigmodel_ext.formats import csr
 from bigmodel_ext.nn._linear import require_linear
-from bigmodel_ext.nn._pattern import PatternLinear, SparseValues, panel_of_weight
+from bigmodel_ext.nn._pattern import PanelLinear, SparseValues, panel_of_weight
 
 LAYOUTS = ("auto", "panel_csr")
 
 
-class SparseLinear(SparseValues, PatternLinear):
+class SparseLinear(SparseValues, PanelLinear):
     """``y = x @ W.T + bias`` with W [N,K] in panel-CSR (see ``formats.csr``).
 
     ``values`` [nnz] is a Parameter: training moves the stored weights and keeps the pattern. ``crow`` int32, ``col``

@@ -1,0 +1,57 @@
+"""Linear layers with weights in square blocks, and with two of every four."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from bigmodel_ext.functional._registered import call, ops
+
+_block_sparse_linear = ops.block_sparse_linear.default
+_semi_sparse_linear = ops.semi_sparse_linear.default
+
+
+def block_sparse_linear(
+    x: Tensor, values: Tensor, crow: Tensor, col: Tensor, bias: Tensor | None = None, *, out_features: int
+) -> Tensor:
+    """A linear layer that stores and multiplies only some square blocks of its weights: ``y = x @ W.T + bias``.
+
+    Differentiable in x, in the stored values (only those: the pattern is fixed) and in bias, any number of times.
+
+    Args:
+        x: [..., K] float32, bfloat16, float16 (or float64, computed by the reference).
+        values, crow, col: W [N,K] in the format of ``formats.block_sparse.pack``, in blocks of 16, 32 or 64; values
+            float32 or x's dtype.
+        bias: [N], any floating dtype.
+        out_features: N.
+
+    Returns:
+        [..., N] in x's dtype; sums are float32.
+
+    Raises:
+        TypeError: a dtype is not one of those above.
+        ValueError: shapes do not match, or an index lies outside.
+    """
+    return call(_block_sparse_linear, x, values, crow, col, bias, out_features)
+
+
+def semi_sparse_linear(
+    x: Tensor, values: Tensor, index: Tensor, bias: Tensor | None = None, *, out_features: int
+) -> Tensor:
+    """A linear layer that stores two of every four neighbouring weights of a row: ``y = x @ W.T + bias``.
+
+    Differentiable in x, in the stored values (only those: the pattern is fixed) and in bias, any number of times.
+
+    Args:
+        x: [..., K] float32, bfloat16, float16 (or float64, computed by the reference).
+        values, index: W [N,K] in the format of ``formats.two_four.pack``; values float32 or x's dtype.
+        bias: [N], any floating dtype.
+        out_features: N.
+
+    Returns:
+        [..., N] in x's dtype; sums are float32.
+
+    Raises:
+        TypeError: a dtype is not one of those above.
+        ValueError: shapes do not match.
+    """
+    return call(_semi_sparse_linear, x, values, index, bias, out_features)
