@@ -17,8 +17,8 @@ CSR = "torch CSR"  # sparse, with a column of its own
 NO_PEER = ("memcpy", "torch fp32, no bias", CSR)  # a limit, another function
 TITLES = {
     "model": "Encoders end to end", "int8": "INT8 linear", "sparse": "Sparse linear",
-    "block_sparse": "Block-sparse linear", "conv": "Convolutions", "dropout": "Fused dropout",
-    "dropout_norm": "Dropout, residual and norm", "overhead": "What a call costs at 1x16",
+    "blocks": "Block-sparse linear", "conv": "Convolutions", "dropout": "Fused dropout",
+    "norm": "Dropout, residual and norm", "overhead": "What a call costs at 1x16",
 }  # fmt: skip
 PICTURES = {
     "sparse": ("sparsity.png", "speed-up against the share of zeros"),
@@ -135,7 +135,7 @@ def dense_wins(suites: dict[str, Rows]) -> list[str]:
     """A line for each case in which some dense layer, of whatever dtype, is faster than ours."""
     lines = []
     for name, rows in suites.items():
-        if name in ("dropout", "dropout_norm", "overhead"):
+        if name in ("dropout", "norm", "overhead"):
             continue
         for peers in cases(rows):
             row = best(peers, same_dtype=False)

@@ -32,6 +32,9 @@ def rows_of(out, suite):
         ("int8", ("--shapes", "8x256x512", "--peers", "torch fp32,bf16"), {"torch fp32", "torch bf16"}),
         ("sparse", ("--shapes", "8x256x512", "--peers", "torch fp32,int8_linear"), {"torch fp32", "int8_linear"}),
         ("dropout", ("--shapes", "64x256", "--peers", "eager,memcpy"), {"torch eager", "memcpy"}),
+        ("blocks", ("--quick", "--shapes", "8x64x64", "--peers", "torch fp32"), {"torch fp32"}),
+        ("conv", ("--quick", "--peers", "torch fp32"), {"torch fp32"}),
+        ("norm", ("--shapes", "8x64", "--peers", "eager,memcpy"), {"torch eager", "memcpy"}),
         ("overhead", (), {"torch fp32", "torch fp32, no bias"}),
     ],
 )
@@ -46,7 +49,7 @@ def test_a_suite_writes_complete_rows(tmp_path, capsys, suite, argv, names):
         assert float(row["ours_us"]) > 0
         assert row["rounds"] == "2"
         assert row["threads"] == "1"
-        if suite != "overhead" and _native.active_isa() != "scalar":
+        if suite not in ("overhead", "norm") and _native.active_isa() != "scalar":
             assert float(row["limit_us"]) > 0
             assert row["limit"]
             assert row["limit_percent"]
@@ -111,7 +114,10 @@ def test_list(capsys, monkeypatch):
     assert [line.split()[1] for line in lines if line.startswith("suite")] == [
         "int8",
         "sparse",
+        "blocks",
+        "conv",
         "dropout",
+        "norm",
         "overhead",
         "model",
     ]
@@ -122,7 +128,7 @@ def test_list(capsys, monkeypatch):
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (("int9",), "SUITE must be one of int8, sparse, dropout, overhead, model, got 'int9'"),
+        (("int9",), "SUITE must be one of int8, sparse, blocks, conv, dropout, norm, overhead, model, got 'int9'"),
         (("--threads", "0"), "--threads must be at least 1, got 0"),
         (("--rounds", "0"), "--rounds must be at least 1, got 0"),
         (("--shapes", "4x4x4x4"), "--shapes must be MxNxK or NxK"),

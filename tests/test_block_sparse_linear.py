@@ -312,7 +312,7 @@ class TestLayer:
             model[0].weight[:16, :16] *= 0.01
             model[0].weight[32:, 48:] *= 0.02
         weight = model[0].weight.detach().clone()
-        bm.sparsify_(model, bm.BlockSparseWeightConfig(16, 2 / 12))
+        bm.sparsify_(model, bm.BlockSparseWeightConfig(16, 2 / 12, rows=()))
         kept = weight.clone()
         kept[:16, :16] = 0
         kept[32:, 48:] = 0
@@ -322,11 +322,11 @@ class TestLayer:
         model = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.Linear(64, 64))
         with torch.no_grad():
             model[1].weight[:32] = 0
-        bm.sparsify_(model, bm.BlockSparseWeightConfig())
+        bm.sparsify_(model, bm.BlockSparseWeightConfig(rows=()))
         assert type(model[0]) is torch.nn.Linear
         assert model[1].col.shape == (2,)
         with pytest.warns(UserWarning, match=r"0: it would not get smaller \(4 of 4 blocks of 32 are not zero\)"):
-            bm.sparsify_(torch.nn.Sequential(torch.nn.Linear(64, 64)), bm.BlockSparseWeightConfig())
+            bm.sparsify_(torch.nn.Sequential(torch.nn.Linear(64, 64)), bm.BlockSparseWeightConfig(rows=()))
         for bad, error in ((8, ValueError), ("32", TypeError)):
             with pytest.raises(error, match="blocksize must be 16, 32 or 64"):
                 bm.BlockSparseWeightConfig(bad)

@@ -14,10 +14,13 @@ CONVERSIONS = {
     "quantize": (lambda m, f=None: bm.quantize_(m, INT8, f), bm.nn.Int8Linear),
     "sparsify": (lambda m, f=None: bm.sparsify_(m, SPARSE, f), bm.nn.SparseLinear),
     "square blocks": (
-        lambda m, f=None: bm.sparsify_(m, bm.BlockSparseWeightConfig(16, 0.5), f),
+        lambda m, f=None: bm.sparsify_(m, bm.BlockSparseWeightConfig(16, 0.5, rows=()), f),
         bm.nn.BlockSparseLinear,
     ),
-    "2:4": (lambda m, f=None: bm.sparsify_(m, bm.SemiSparseWeightConfig(prune=True), f), bm.nn.SemiSparseLinear),
+    "2:4": (
+        lambda m, f=None: bm.sparsify_(m, bm.SemiSparseWeightConfig(prune=True, rows=()), f),
+        bm.nn.SemiSparseLinear,
+    ),
     "int8 blocks": (lambda m, f=None: bm.sparsify_(m, BLOCKS, f), bm.nn.Int8SparseLinear),
 }
 

@@ -288,12 +288,12 @@ class TestLayer:
         weight = model[0].weight.detach().clone()
         with torch.no_grad():
             model[1].weight[:, 0] = 0
-        bm.sparsify_(model, bm.SemiSparseWeightConfig())  # not pruned: the second is 2:4 as it is
+        bm.sparsify_(model, bm.SemiSparseWeightConfig(rows=()))  # not pruned: the second is 2:4 as it is
         assert type(model[0]) is torch.nn.Linear
         assert type(model[1]) is bm.nn.SemiSparseLinear
         with pytest.warns(UserWarning, match=r"0: its weight is not 2:4: row 0, group 0 \(columns 0 to 3\) keeps 4"):
-            bm.sparsify_(torch.nn.Sequential(torch.nn.Linear(6, 3)), bm.SemiSparseWeightConfig())
-        bm.sparsify_(model, bm.SemiSparseWeightConfig(prune=True))
+            bm.sparsify_(torch.nn.Sequential(torch.nn.Linear(6, 3)), bm.SemiSparseWeightConfig(rows=()))
+        bm.sparsify_(model, bm.SemiSparseWeightConfig(prune=True, rows=()))
         kept = weight.clone()
         for row in range(3):
             for column in weight[row, :4].abs().argsort()[:2]:

@@ -17,7 +17,10 @@ from bigmodel_ext.compress.measure import threads as on_threads
 SUITES = {
     "int8": "int8 linear layers against float and int8 ones",
     "sparse": "sparse linear layers, float32 and int8, against dense ones; a training step",
+    "blocks": "linear layers with square blocks of weights, and 2:4, against dense and unstructured ones",
+    "conv": "int8 and sparse convolutions against torch's",
     "dropout": "fused dropout against eager torch, inductor and a copy",
+    "norm": "dropout, residual and LayerNorm or RMSNorm in one pass, against eager torch and inductor",
     "overhead": "what a call costs on a 1x16 input",
     "model": "MiniLM- and BERT-base-shaped encoders end to end (needs transformers)",
 }

@@ -66,10 +66,10 @@ def _cold(make: Callable[..., Call], packed: Sequence[Tensor]) -> Call:
 def _fp32_case(m: int, n: int, k: int, sparsity: float, cache: str, selection: Selection) -> Case:
     x, weight, bias = torch.randn(m, k), _masked(n, k, sparsity), torch.randn(n)
     panel = csr.panel_for(1 - sparsity)
-    packed = csr.pack(weight, panel=panel)
+    packed = csr.sort_rows(*csr.pack(weight, panel=panel), n)
 
-    def make(values: Tensor, crow: Tensor, col: Tensor) -> Call:
-        return lambda: F.sparse_linear(x, values, crow, col, bias, out_features=n, panel=panel)
+    def make(values: Tensor, crow: Tensor, col: Tensor, order: Tensor) -> Call:
+        return lambda: F.sparse_linear(x, values, crow, col, bias, out_features=n, panel=panel, order=order)
 
     ours = make(*packed)
     run = _cold(make, packed) if cache == "cold" else ours
@@ -95,11 +95,12 @@ def _block_weight(n: int, k: int, sparsity: float) -> Tensor:
 def _int8_case(m: int, n: int, k: int, sparsity: float, cache: str, selection: Selection) -> Case:
     x, scale, bias, panel = torch.randn(m, k), torch.rand(n), torch.randn(n), csr.panel_for(1 - sparsity)
     weight = _block_weight(n, k, sparsity)
-    packed = block.pack(weight, panel)
+    blocks, rows, columns, row_sum = block.pack(weight, panel)
+    packed = csr.sort_rows(blocks, rows, columns, n)
     values, _, col, _ = packed
 
-    def make(values: Tensor, crow: Tensor, col: Tensor, row_sum: Tensor) -> Call:
-        return lambda: F.int8_sparse_linear(x, values, crow, col, scale, row_sum, bias, panel=panel)
+    def make(values: Tensor, crow: Tensor, col: Tensor, order: Tensor) -> Call:
+        return lambda: F.int8_sparse_linear(x, values, crow, col, scale, row_sum, bias, panel=panel, order=order)
 
     def make_dense(weight: Tensor) -> Call:
         return lambda: F.int8_linear(x, weight, scale, bias)
@@ -107,7 +108,7 @@ def _int8_case(m: int, n: int, k: int, sparsity: float, cache: str, selection: S
     ours = make(*packed)
 
     def verify() -> None:
-        expected = _reference.int8_sparse_linear(x, *packed[:3], scale, packed[3], bias, panel)
+        expected = _reference.int8_sparse_linear(x, *packed[:3], scale, row_sum, bias, panel, packed[3])
         assert torch.equal(torch.as_tensor(ours()), expected), "int8_sparse_linear differs from the reference"
 
     candidates = {"int8_sparse_linear": _cold(make, packed) if cache == "cold" else ours}
@@ -127,14 +128,14 @@ def _int8_case(m: int, n: int, k: int, sparsity: float, cache: str, selection: S
 
 def _training_case(m: int, n: int, k: int, sparsity: float) -> Case:
     dense, panel = _masked(n, k, sparsity), csr.panel_for(1 - sparsity)
-    values, crow, col = csr.pack(dense, panel=panel)
     mask = dense != 0
+    values, crow, col, order = csr.sort_rows(*csr.pack(dense, panel=panel), n)
     x, grad = torch.randn(m, k, requires_grad=True), torch.randn(m, n)
     values.requires_grad_()
     dense.requires_grad_()
 
     def ours() -> tuple[Tensor, ...]:
-        y = F.sparse_linear(x, values, crow, col, out_features=n, panel=panel)
+        y = F.sparse_linear(x, values, crow, col, out_features=n, panel=panel, order=order)
         return torch.autograd.grad(y, (x, values), grad)
 
     def theirs() -> tuple[Tensor, ...]:
@@ -143,7 +144,7 @@ def _training_case(m: int, n: int, k: int, sparsity: float) -> Case:
     def verify() -> None:
         (dx, dvalues), (dx_dense, dense_gradient) = ours(), theirs()
         close(dx, dx_dense)
-        close(dvalues, csr.pack(dense_gradient, mask, panel)[0])
+        close(csr.unsort_rows(dvalues, crow, col, n, order)[0], csr.pack(dense_gradient, mask, panel)[0])
 
     real = 6.0 * m * values.numel()
     return Case(

@@ -1,7 +1,7 @@
 """Is any layer that conversion keeps slower than dense? Every shape of the suites is converted by every config, and
 each decision is held against a second timing that knows nothing of the first: longer rounds, other activations.
 
-    python -m bench.bench_never_slower [--quick] [--shape NxK ...] [--config NAME ...] [--threads 1] [--csv FILE]
+    python -m bench.never_slower [--quick] [--shape NxK ...] [--config NAME ...] [--threads 1] [--csv FILE]
 
 A row is one shape, config and M. `measured` is the gain that conversion saw and `kept` whether the form is kept when
 measured at this M alone; `default` whether the config as it is (1 and 128 rows) converts the layer. `later` is the
@@ -23,9 +23,9 @@ from pathlib import Path
 import bigmodel_ext as bm
 import torch
 from bigmodel_ext import _choose, _gains
+from bigmodel_ext.bench import host
+from bigmodel_ext.bench.harness import ratio
 from torch import nn
-
-from bench.harness import machine, ratio
 
 SHAPES = {
     "Llama-3-8B": ((6144, 4096), (4096, 4096), (28672, 4096), (4096, 14336)),
@@ -130,18 +130,18 @@ def main() -> int:
     torch.manual_seed(0)
     models = ("BERT-base", "MiniLM") if args.quick else SHAPES
     configs = args.config or (list(QUICK) if args.quick else list(CONFIGS))
-    host = machine()
-    print(f"{host['cpu']} · {host['isa']} · {host['threads']} thread(s) · torch {host['torch']}")
+    facts = host.facts()
+    print(f"{facts['cpu']} · {facts['isa']} · {facts['threads']} thread(s) · torch {facts['torch']}")
     wanted = args.shape or [f"{n}x{k}" for model in models for n, k in SHAPES[model]]
     shapes = [(model, n, k) for model in SHAPES for n, k in SHAPES[model] if f"{n}x{k}" in wanted]
     rows = cases(shapes, configs, (1, 128) if args.quick else ROWS)
     if args.csv:
         new = not args.csv.exists()
         with args.csv.open("a", newline="") as file:
-            writer = csv.DictWriter(file, [*host, *rows[0]])
+            writer = csv.DictWriter(file, [*facts, *rows[0]])
             if new:
                 writer.writeheader()
-            writer.writerows({**host, **row} for row in rows)
+            writer.writerows({**facts, **row} for row in rows)
     kept = sorted((row for row in rows if row["kept"]), key=lambda row: float(str(row["later"])))
     print(f"{len(kept)} of {len(rows)} kept; the slowest of them, by the second timing:")
     for row in kept[:5]:

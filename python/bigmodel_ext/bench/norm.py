@@ -1,7 +1,5 @@
 """Fused dropout + residual + normalisation against eager torch, torch.compile and a copy of as many bytes.
 
-    python -m bench.bench_dropout_norm [--threads 1] [--quick]
-
     h = residual + dropout(x),  y = LayerNorm(h) or RMSNorm(h), both results wanted
 
 Forward reads x and residual and writes h and y; backward reads both gradients, h and x (for the activation's slope) and
@@ -10,20 +8,21 @@ writes the gradients of x and of the residual. The copy allocates its outputs, a
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as TF
-from bigmodel_ext import _reference
-from bigmodel_ext import functional as F
 from torch import Tensor
 
-from bench.harness import Case, run
+from bigmodel_ext import _reference
+from bigmodel_ext import functional as F
+from bigmodel_ext.bench.harness import Case
+from bigmodel_ext.bench.selection import Selection
 
 P, EPS, SEED = 0.1, 1e-5, 1234
 ROWS, FEATURES = (64, 4096), (768, 1024, 4096)
-QUICK = {(64, 768), (4096, 1024)}
+QUICK = ((64, 768), (4096, 1024))
 
 
 def _ours(norm: str) -> Callable[..., tuple[Tensor, Tensor]]:
@@ -76,12 +75,16 @@ def _pair(m: int, n: int, dtype: torch.dtype, norm: str) -> Iterator[Case]:
     x, residual, gy, gh = (torch.randn(m, n, dtype=dtype) for _ in range(4))
     weight, norm_bias = torch.rand(n, dtype=dtype) + 0.5, torch.randn(n, dtype=dtype)
     inputs = (x, residual, weight, norm_bias)
-    functions = {"ours": _ours(norm), "eager": _torchs(norm), "inductor": torch.compile(_torchs(norm), fullgraph=True)}
+    functions = {
+        "ours": _ours(norm),
+        "torch eager": _torchs(norm),
+        "inductor": torch.compile(_torchs(norm), fullgraph=True),
+    }
     verify, op = _verify(*inputs, norm), f"dropout+residual+{norm}norm"
     label, size = f"{m}x{n} {str(dtype)[6:]}", x.numel() * x.element_size()
     forward = {name: _forward(f, inputs) for name, f in functions.items()}
     forward["memcpy"] = lambda: (x.clone(), residual.clone())
-    extra = {"dtype": str(dtype)[6:], "pass": "forward"}
+    extra: dict[str, object] = {"dtype": str(dtype)[6:], "pass": "forward"}
     yield Case(op, f"{label} fwd", forward, verify, bytes=4 * size, extra=extra)
     leaves = tuple(t.clone().requires_grad_(norm == "layer" or t is not norm_bias) for t in inputs)
     used = [t for t in leaves if t.requires_grad]
@@ -94,27 +97,11 @@ def _pair(m: int, n: int, dtype: torch.dtype, norm: str) -> Iterator[Case]:
     yield Case(op, f"{label} fwd+bwd", both, verify, bytes=10 * size, extra=extra)
 
 
-def cases(shapes: list[tuple[int, int]]) -> Iterator[Case]:
-    for m, n in shapes:
+def cases(selection: Selection) -> Iterator[Case]:
+    shapes = tuple((m, n) for m in ROWS for n in FEATURES) if selection.size == "full" else QUICK
+    for m, n in [(s[0], s[1]) for s in selection.shapes] or shapes:
         for dtype in (torch.float32, torch.bfloat16):
             for norm in ("layer", "rms"):
-                yield from _pair(m, n, dtype, norm)
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--rounds", type=int, default=11)
-    parser.add_argument("--quick", action="store_true", help="two shapes only")
-    parser.add_argument("--shape", help="one shape, as 4096x1024")
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    torch.manual_seed(0)
-    shapes = [(m, n) for m in ROWS for n in FEATURES if not options.quick or (m, n) in QUICK]
-    if options.shape:
-        shapes = [tuple(map(int, options.shape.split("x")))]
-    run(cases(shapes), "dropout_norm", options.rounds)
-
-
-if __name__ == "__main__":
-    main()
+                for case in _pair(m, n, dtype, norm):
+                    wanted = {k: c for k, c in case.candidates.items() if k == "ours" or selection.wants(k)}
+                    yield replace(case, candidates=wanted)

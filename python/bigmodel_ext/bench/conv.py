@@ -1,25 +1,27 @@
 """int8_conv2d and sparse_conv2d, float32 in and out, quantization of the activations included, against torch's float
-and int8 convolutions: ``python -m bench.bench_conv [int8|sparse] [filter of shapes] [--batch 1 8] [--threads N]``.
+and int8 convolutions.
 
-`torch float32` is the better of contiguous and channels last, found before the timing and named in the column `layout`;
+`torch fp32` is the better of contiguous and channels last, found before the timing and named in the column `layout`;
 `onednn packed` has its weights reordered beforehand. GOPS counts the dense convolution's operations.
 """
 
 from __future__ import annotations
 
-import argparse
+import itertools
 import statistics
 import warnings
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
-from bigmodel_ext import _reference
-from bigmodel_ext.formats import csr, int8_conv
 from torch import Tensor
 from torch.nn.functional import conv2d
 
-from bench import harness
+from bigmodel_ext import _reference
+from bigmodel_ext.bench import harness, limits
+from bigmodel_ext.bench.selection import Selection
+from bigmodel_ext.formats import csr, int8_conv
 
 ENGINES = ("x86", "onednn")
 SPARSITIES = (0.7, 0.9)
@@ -88,7 +90,10 @@ def _packed(x: Tensor, weight: Tensor, bias: Tensor, shape: Shape) -> Callable[[
     last = x.to(memory_format=LAST)
     try:
         packed = torch.ops.mkldnn._reorder_convolution_weight(weight, *numbers, list(x.shape))
-        run = lambda: torch.ops.mkldnn._convolution_pointwise(last, packed, bias, *numbers, "none", [], "")  # noqa: E731
+
+        def run() -> Tensor:
+            return torch.ops.mkldnn._convolution_pointwise(last, packed, bias, *numbers, "none", [], "")
+
         _close(run(), conv2d(x, weight, bias, *shape.args), 1e-3)
         return run
     except RuntimeError as reason:
@@ -144,11 +149,11 @@ def _case(
     """Ours is timed channels last; contiguous it is one of the peers."""
     last = x.to(memory_format=LAST)
     dense, layout = _torch_float(x, weight, bias, shape)
-    low = [t.bfloat16() for t in (last, weight.to(memory_format=LAST), bias)]
+    x16, w16, b16 = (t.bfloat16() for t in (last, weight.to(memory_format=LAST), bias))
     candidates: dict[str, Callable[[], object]] = {
         op: lambda: ours(last),
-        "torch float32": dense,
-        "torch bfloat16": lambda: conv2d(*low, *shape.args),
+        "torch fp32": dense,
+        "torch bf16": lambda: conv2d(x16, w16, b16, *shape.args),
         **peers,
         "ours contiguous": lambda: ours(x),
     }
@@ -156,10 +161,13 @@ def _case(
     if packed:
         candidates["onednn packed"] = packed
     operations = shape.operations(batch)
-    return harness.Case(op, shape.name(batch), candidates, verify, operations, extra={"layout": layout})
+    return harness.Case(
+        op, shape.name(batch), candidates, verify, operations,
+        limit=limits.linear("int8", operations, 0.0), extra={"layout": layout, "dtype": "int8"},
+    )  # fmt: skip
 
 
-def int8_cases(shapes: list[Shape], batches: list[int]) -> Iterator[harness.Case]:
+def int8_cases(shapes: Sequence[Shape], batches: list[int]) -> Iterator[harness.Case]:
     for batch in batches:
         for shape in shapes:
             x, bias = torch.randn(batch, shape.c, shape.size, shape.size), torch.randn(shape.n)
@@ -167,19 +175,20 @@ def int8_cases(shapes: list[Shape], batches: list[int]) -> Iterator[harness.Case
             q, scale = _reference.quantize_rows(weight.flatten(1))
             args = (int8_conv.pack(q.view(weight.shape), shape.groups), scale, bias, *shape.window)
 
-            def ours(x: Tensor, args: tuple[object, ...] = args) -> Tensor:
+            def ours(x: Tensor, args: tuple[Any, ...] = args) -> Tensor:
                 return torch.ops.bigmodel_ext.int8_conv2d.default._op(x, *args)
 
-            def verify(x: Tensor = x, args: tuple[object, ...] = args, shape: Shape = shape) -> None:
+            def verify(x: Tensor = x, args: tuple[Any, ...] = args, shape: Shape = shape) -> None:
                 expected = _reference.int8_conv2d(x[:1], *args)
                 assert torch.equal(ours(x)[:1], expected), f"int8_conv2d {shape} differs from the reference"
 
             engines = [e for e in ENGINES if e in torch.backends.quantized.supported_engines]
-            peers = {k: v for e in engines for k, v in _torch_int8(e, x, weight, bias, shape).items()}
+            found = (_torch_int8(e, x, weight, bias, shape) for e in engines)
+            peers: dict[str, Callable[[], object]] = {k: v for named in found for k, v in named.items()}
             yield _case("int8_conv2d", shape, batch, x, weight, bias, ours, verify, peers)
 
 
-def sparse_cases(shapes: list[Shape], batches: list[int]) -> Iterator[harness.Case]:
+def sparse_cases(shapes: Sequence[Shape], batches: list[int]) -> Iterator[harness.Case]:
     for batch in batches:
         for shape in shapes:
             for sparsity in SPARSITIES:
@@ -189,38 +198,27 @@ def sparse_cases(shapes: list[Shape], batches: list[int]) -> Iterator[harness.Ca
                 panel = csr.panel_for(1 - sparsity)
                 args = (*csr.pack(weight.flatten(1), panel=panel), bias, *shape.window, shape.n, panel)
 
-                def ours(x: Tensor, args: tuple[object, ...] = args) -> Tensor:
+                def ours(x: Tensor, args: tuple[Any, ...] = args) -> Tensor:
                     return torch.ops.bigmodel_ext.sparse_conv2d.default._op(x, *args)
 
                 def verify(x: Tensor = x, w: Tensor = weight, b: Tensor = bias, shape: Shape = shape) -> None:
                     _close(ours(x), conv2d(x, w, b, *shape.args), 1e-4)
 
                 case = _case("sparse_conv2d", shape, batch, x, weight, bias, ours, verify, {})
-                yield harness.Case(
-                    case.op, f"{case.shape} {sparsity:.0%}", case.candidates, case.verify, case.operations,
-                    extra={**case.extra, "panel": panel, "stored_share": 1 - sparsity},
+                real = case.operations * (1 - sparsity)
+                yield replace(
+                    case, shape=f"{case.shape} {sparsity:.0%}", real_operations=real,
+                    limit=limits.linear("fp32", real, 0.0),
+                    extra={**case.extra, "dtype": "fp32", "panel": panel, "sparsity": sparsity},
                 )  # fmt: skip
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", nargs="?", choices=("int8", "sparse"))
-    parser.add_argument("filter", nargs="?", default="", help="part of a shape's name, e.g. k3")
-    parser.add_argument("--batch", type=int, nargs="+", default=[1, 8])
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--rounds", type=int, default=11)
-    arguments = parser.parse_args()
-    torch.manual_seed(0)
-    torch.set_num_threads(arguments.threads)
+def cases(selection: Selection) -> Iterator[harness.Case]:
     warnings.filterwarnings("ignore", message="torch.quantize_per_")  # deprecated, but what these peers need
-    shapes = [shape for shape in SHAPES if arguments.filter in shape.name(1)]
-    makers = {"int8": int8_cases, "sparse": sparse_cases}
-    for name in (arguments.what,) if arguments.what else makers:
-        with torch.inference_mode():
-            cases = makers[name](shapes, arguments.batch)
-            suffix = "".join(c if c.isalnum() else "_" for c in f" {arguments.filter}") if arguments.filter else ""
-            harness.run(cases, f"conv_{name}{suffix}", arguments.rounds)
-
-
-if __name__ == "__main__":
-    main()
+    shapes = SHAPES[:2] if selection.size == "quick" else SHAPES
+    batches = [1, 8] if selection.size == "full" else [1]
+    with torch.inference_mode():
+        for case in itertools.chain(int8_cases(shapes, batches), sparse_cases(shapes, batches)):
+            ours = next(iter(case.candidates))
+            wanted = {n: run for n, run in case.candidates.items() if n == ours or selection.wants(n)}
+            yield replace(case, candidates=wanted)
