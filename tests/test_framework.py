@@ -1,6 +1,7 @@
 """The layers inside torch's own machinery."""
 
 import copy
+import gc
 import os
 import threading
 
@@ -200,6 +201,10 @@ def _distributed(rank, world, folder):
         assert all(torch.equal(other, tensor) for other in everyone)
     if rank == 0:
         torch.save(model.state_dict(), f"{folder}/state{world}")
+    # DDP's reference cycles would keep gloo's threads alive into the interpreter's exit, which now and then aborts.
+    del parallel, optimizer
+    gc.collect()
+    dist.barrier()
     dist.destroy_process_group()
 
 
