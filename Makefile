@@ -68,7 +68,7 @@ asan: $(VENV)/.deps
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps --upgrade --target build/asan-site \
 	  --config-settings=cmake.define.BIGMODEL_SANITIZE=ON --config-settings=cmake.define.BIGMODEL_CUDA=OFF \
 	  --config-settings=build-dir=build/asan .
-	PYTHONPATH=build/asan-site ASAN_OPTIONS=detect_leaks=0 LD_PRELOAD=$$($(CXX) -print-file-name=libasan.so) \
+	PYTHONPATH=build/asan-site ASAN_OPTIONS=detect_leaks=0 LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so.6)" \
 	  $(BIN)/python -m pytest -m "not long" -k "not compile" $(OP_TESTS)
 
 # What `make bench` compares with; not needed by anything else.
