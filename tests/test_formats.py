@@ -90,7 +90,7 @@ def test_csr_refuses():
 
 def test_panel_for_density():
     assert csr.panel_for(1.0) == csr.panel_for(0.2) == 128
-    assert csr.panel_for(0.05) == csr.panel_for(0.0) == 256
+    assert csr.panel_for(0.1) == csr.panel_for(0.0) == 256
 
 
 @pytest.mark.parametrize("panel", PANELS)

@@ -65,7 +65,7 @@ module = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(module)
 print(module.detected_isa())
 """
-    assert python(code).stdout.strip() in ("scalar", "avx2", "avx512", "avx512vnni")
+    assert python(code).stdout.strip() in ("scalar", "avx2", "avx512", "avx512vnni", "avx512vbmi")
 
 
 def test_forced_isa_is_used_or_refused():
@@ -73,4 +73,4 @@ def test_forced_isa_is_used_or_refused():
     assert python(show, BIGMODEL_ISA="scalar").stdout.strip() == "scalar"
     refused = python(show, BIGMODEL_ISA="avx1024")
     assert refused.returncode != 0
-    assert "BIGMODEL_ISA must be scalar, avx2, avx512 or avx512vnni, got 'avx1024'" in refused.stderr
+    assert "BIGMODEL_ISA must be scalar, avx2, avx512, avx512vnni or avx512vbmi, got 'avx1024'" in refused.stderr

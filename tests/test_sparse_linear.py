@@ -81,6 +81,19 @@ def test_sorted_rows(isa, n, k, panel, sparsity):
         check_forward_and_gradients(m, n, k, sparsity, panel, dtype, values_dtype=values_dtype, sort=True)
 
 
+@pytest.mark.parametrize("full_first", [True, False])
+@pytest.mark.parametrize("panel", [128, 256])
+def test_one_row_times_full_and_empty_rows(isa, panel, full_first):
+    """Stretches of a block's entries may hold few rows or many."""
+    weight = torch.randn(512, 256)
+    weight[256:] *= torch.rand(256, 1) < 0.1
+    values, crow, col = csr.pack(weight if full_first else weight.flip(0), panel=panel)
+    x = torch.randn(1, 256)
+    y = F.sparse_linear(x, values, crow, col, out_features=512, panel=panel)
+    exact = x.double() @ weight.double().T
+    assert_as_accurate(y if full_first else y.flip(1), x @ weight.T, exact, scale=terms(x, weight.T))
+
+
 @pytest.mark.parametrize("special", [math.nan, math.inf])
 @pytest.mark.parametrize("length", range(1, 20))
 def test_special_numbers_in_runs_of_rows(isa, length, special):

@@ -16,17 +16,24 @@ namespace {
 #if defined(__x86_64__)
 constexpr Variants<const Int8SparseKernels*> variants = {
     {&int8_sparse_kernels_scalar, &int8_sparse_kernels_avx2, nullptr, &int8_sparse_kernels_avx512vnni}};
+constexpr Variants<Int8SparseRowKernel> quick_rows = {{nullptr, nullptr, nullptr, nullptr, int8_sparse_row_avx512vbmi}};
 #else
 constexpr Variants<const Int8SparseKernels*> variants = {{&int8_sparse_kernels_scalar, nullptr, nullptr, nullptr}};
+constexpr Variants<Int8SparseRowKernel> quick_rows = {};
 #endif
-const KernelLevel level_of_int8_sparse_linear("int8_sparse_linear", [] { return variants.level(); });
+const KernelLevel level_of_int8_sparse_linear("int8_sparse_linear",
+                                              [] { return std::max(variants.level(), quick_rows.level()); });
 
-constexpr int64_t kFewRows = 2;  // up to so many rows of activations, one at a time beats a tile of 16
+Int8SparseRowKernel row_kernel() {
+  const auto quick = quick_rows.pick();
+  return quick ? quick : variants.pick()->multiply_row;
+}
 
 enum Slot { kTileSlot, kSumSlot, kQuantizedSlot };
 
 struct Forward {
   const Int8SparseKernels& kernels;
+  Int8SparseRowKernel multiply_row;
   const TileKernels& tiles;
   QuantizeRowsKernel quantize;
   const View &x, &values, &weight_scale, &row_sum, &out;
@@ -64,7 +71,7 @@ struct Forward {
       const uint32_t* tile = packed_tile(m, 1, 1, &scale);
       if (!tile) return false;
       for (int64_t n = begin; n < end; n += w.block)
-        kernels.multiply_row(tile, segments(0, n, end), w.n, w.order_stride, w.panels, w.panel, y + n - begin);
+        multiply_row(tile, segments(0, n, end), w.n, w.order_stride, w.panels, w.panel, y + n - begin);
       finish(y, 1, 1, m, begin, end - begin, &scale);
     }
     return y;
@@ -115,6 +122,7 @@ void int8_sparse_linear(const View& x, const View& values, const View& crow, con
   check_bias(bias, n);
   std::vector<float> converted(bias && bias->dtype != DType::f32 ? n : 0);
   const Forward op{*variants.pick(),
+                   row_kernel(),
                    tile_kernels(),
                    quantize_rows_kernel(),
                    x,
@@ -126,7 +134,7 @@ void int8_sparse_linear(const View& x, const View& values, const View& crow, con
                    bias_as_float(bias, converted.data())};
   for_each_tile(m, n, w.step, m * w.nnz, [&](int64_t tile, int64_t begin, int64_t end) {
     const int64_t first = tile * kTileRows, rows = std::min(kTileRows, m - first);
-    return rows <= kFewRows ? op.few(first, rows, begin, end) : op.many(first, rows, begin, end);
+    return row_by_row(rows, w.nnz) ? op.few(first, rows, begin, end) : op.many(first, rows, begin, end);
   });
 }
 

@@ -16,6 +16,10 @@
 
 namespace bigmodel {
 
+using Int8SparseRowKernel = void (*)(const uint32_t* x, const Segments& w, int64_t n_stride, int64_t order_stride,
+                                     int64_t panels, int64_t panel, uint32_t* y);
+void int8_sparse_row_avx512vbmi(const uint32_t*, const Segments&, int64_t, int64_t, int64_t, int64_t, uint32_t*);
+
 // One thread's share each; x holds words of four unsigned activations, w.values (4 bytes each) words of four signed
 // weights. The rest as in sparse_linear.h.
 struct Int8SparseKernels {
@@ -23,8 +27,7 @@ struct Int8SparseKernels {
   void (*multiply)(const uint32_t* x, int64_t width, const Segments& w, uint32_t* y);
 
   // y [rows] = W times one row x [panels * panel + 256].
-  void (*multiply_row)(const uint32_t* x, const Segments& w, int64_t n_stride, int64_t order_stride, int64_t panels,
-                       int64_t panel, uint32_t* y);
+  Int8SparseRowKernel multiply_row;
 
   // In place, y [rows][width]: int32 sums -> float (sum - 128 * row_sum[row]) * scale[lane] * weight_scale[row].
   void (*scale)(uint32_t* y, int64_t width, int64_t rows, const int32_t* row_sum, const float* scale,

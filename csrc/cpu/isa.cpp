@@ -8,7 +8,7 @@
 namespace bigmodel {
 namespace {
 
-constexpr const char* kNames[kIsaCount] = {"scalar", "avx2", "avx512", "avx512vnni"};
+constexpr const char* kNames[kIsaCount] = {"scalar", "avx2", "avx512", "avx512vnni", "avx512vbmi"};
 
 Isa detect() {
 #if defined(__x86_64__)
@@ -17,7 +17,9 @@ Isa detect() {
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
   const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-  if (avx512 && __builtin_cpu_supports("avx512vnni")) return Isa::avx512vnni;
+  const bool vnni = avx512 && __builtin_cpu_supports("avx512vnni");
+  if (vnni && __builtin_cpu_supports("avx512vbmi") && __builtin_cpu_supports("bmi2")) return Isa::avx512vbmi;
+  if (vnni) return Isa::avx512vnni;
   if (avx512) return Isa::avx512;
   if (avx2) return Isa::avx2;
 #endif
@@ -51,7 +53,8 @@ void set_active_isa(const char* name) {
     active = static_cast<Isa>(i);
     return;
   }
-  throw std::invalid_argument(message("BIGMODEL_ISA must be scalar, avx2, avx512 or avx512vnni, got '", name, "'"));
+  throw std::invalid_argument(
+      message("BIGMODEL_ISA must be scalar, avx2, avx512, avx512vnni or avx512vbmi, got '", name, "'"));
 }
 
 KernelLevel::KernelLevel(const char* op, Isa (*level)()) { levels()[op] = level; }

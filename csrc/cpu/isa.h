@@ -6,8 +6,8 @@
 namespace bigmodel {
 
 // Ordered: each level includes the ones before it.
-enum class Isa : int { scalar = 0, avx2 = 1, avx512 = 2, avx512vnni = 3 };
-constexpr int kIsaCount = 4;
+enum class Isa : int { scalar = 0, avx2 = 1, avx512 = 2, avx512vnni = 3, avx512vbmi = 4 };
+constexpr int kIsaCount = 5;
 
 const char* isa_name(Isa isa);
 Isa detected_isa();                     // the best this processor (and its operating system) supports

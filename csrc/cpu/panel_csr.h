@@ -66,6 +66,13 @@ void check_bias(const View* bias, int64_t n);
 // bias as float32: where it lies if it is that already, else converted into `buffer`.
 const float* bias_as_float(const View* bias, float* buffer);
 
+// Whether so few rows of activations are multiplied one at a time: faster than a tile of 16 as long as reading the
+// matrix a second time is reading a cache.
+inline bool row_by_row(int64_t rows, int64_t nnz) {
+  constexpr int64_t kCached = int64_t{1} << 21;
+  return rows == 1 || (rows == 2 && nnz <= kCached);
+}
+
 // Cuts `total` into `parts` ranges that start at multiples of `step`; returns the start of range `i`.
 inline int64_t part_begin(int64_t total, int64_t parts, int64_t step, int64_t i) {
   return i == parts ? total : (total + step - 1) / step * i / parts * step;

@@ -15,14 +15,20 @@ namespace {
 #if defined(__x86_64__)
 constexpr Variants<const SparseKernels*> variants = {
     {&sparse_kernels_scalar, &sparse_kernels_avx2, &sparse_kernels_avx512, nullptr}};
+constexpr Variants<SparseRowKernel> quick_rows = {{nullptr, nullptr, nullptr, nullptr, sparse_row_avx512vbmi}};
 #else
 constexpr Variants<const SparseKernels*> variants = {{&sparse_kernels_scalar, nullptr, nullptr, nullptr}};
+constexpr Variants<SparseRowKernel> quick_rows = {};
 #endif
-const KernelLevel level_of_sparse_linear("sparse_linear", [] { return variants.level(); });
+const KernelLevel level_of_sparse_linear("sparse_linear",
+                                         [] { return std::max(variants.level(), quick_rows.level()); });
 const KernelLevel level_of_sparse_linear_grad_input("sparse_linear_grad_input", [] { return variants.level(); });
 const KernelLevel level_of_sparse_linear_grad_values("sparse_linear_grad_values", [] { return variants.level(); });
 
-constexpr int64_t kFewRows = 2;  // up to so many rows of activations, one at a time beats a tile of 16
+SparseRowKernel row_kernel() {
+  const auto quick = quick_rows.pick();
+  return quick ? quick : variants.pick()->multiply_row;
+}
 
 enum Slot { kTileSlot, kSumSlot, kBiasSlot };
 
@@ -40,6 +46,7 @@ float* packed_tile(const TileKernels& tiles, const View& x, int64_t first, int64
 
 struct Forward {
   const SparseKernels& kernels;
+  SparseRowKernel multiply_row;
   const TileKernels& tiles;
   const View &x, &values, &out;
   PanelCsr w;
@@ -58,7 +65,7 @@ struct Forward {
       const float* tile = packed_tile(tiles, x, m, 1, w.k, 1);
       if (!tile) return false;
       for (int64_t n = begin; n < end; n += w.block)
-        kernels.multiply_row(tile, segments(0, n, end), w.n, w.order_stride, w.panels, w.panel, y + n - begin);
+        multiply_row(tile, segments(0, n, end), w.n, w.order_stride, w.panels, w.panel, y + n - begin);
       tiles.unpack(y, 1, end - begin, 1, bias ? bias + begin : nullptr, out_at(m, begin), out.dtype, w.n);
     }
     return y;
@@ -100,10 +107,11 @@ void sparse_linear(const View& x, const View& values, const View& crow, const Vi
   const PanelCsr w = check_panel_csr(crow, col, order, values.sizes[0], n, k, panel);
   check_bias(bias, n);
   std::vector<float> converted(bias && bias->dtype != DType::f32 ? n : 0);
-  const Forward op{*variants.pick(), tile_kernels(), x, values, out, w, bias_as_float(bias, converted.data())};
+  const Forward op{
+      *variants.pick(), row_kernel(), tile_kernels(), x, values, out, w, bias_as_float(bias, converted.data())};
   for_each_tile(m, n, w.step, m * w.nnz, [&](int64_t tile, int64_t begin, int64_t end) {
     const int64_t first = tile * kTileRows, rows = std::min(kTileRows, m - first);
-    return rows <= kFewRows ? op.few(first, rows, begin, end) : op.many(first, rows, begin, end);
+    return row_by_row(rows, w.nnz) ? op.few(first, rows, begin, end) : op.many(first, rows, begin, end);
   });
 }
 

@@ -21,6 +21,10 @@
 
 namespace bigmodel {
 
+using SparseRowKernel = void (*)(const float* x, const Segments& w, int64_t n_stride, int64_t order_stride,
+                                 int64_t panels, int64_t panel, float* y);
+void sparse_row_avx512vbmi(const float*, const Segments&, int64_t, int64_t, int64_t, int64_t, float*);
+
 // One thread's share each: a block of rows of one panel. A panel's tile has 256 accessible columns, width as in
 // tiles.h; arrays [512] hold a row for each that an order can name.
 struct SparseKernels {
@@ -29,8 +33,7 @@ struct SparseKernels {
 
   // y [rows] = W times one row x [panels * panel + 256], over all panels: those after the one that w describes have
   // their crow and order n_stride and order_stride further on.
-  void (*multiply_row)(const float* x, const Segments& w, int64_t n_stride, int64_t order_stride, int64_t panels,
-                       int64_t panel, float* y);
+  SparseRowKernel multiply_row;
 
   // dx [256][width] += W's panel, transposed, times grad [512][width].
   void (*grad_input)(const float* grad, int64_t width, const Segments& w, float* dx);

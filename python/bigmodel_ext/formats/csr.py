@@ -30,9 +30,9 @@ def require_panel(panel: int) -> None:
 
 
 def panel_for(density: float) -> int:
-    """The fastest panel for a share of stored entries: 128 columns of activations fit the first-level cache, but where
-    few entries are stored, longer rows save more than the cache loses."""
-    return WIDE_PANEL if density <= 0.07 else PANEL
+    """A panel for a share of stored entries: 128 columns of activations fit the first-level cache, but where few entries
+    are stored, longer rows save as much as the cache loses, and for a single row of activations they save more."""
+    return WIDE_PANEL if density <= 0.12 else PANEL
 
 
 def panel_of(crow: Tensor, out_features: int, in_features: int) -> int | None:
