@@ -1,5 +1,6 @@
 #include <immintrin.h>
 
+#include "segment_row_avx512.h"
 #include "segments_avx512.h"
 #include "sparse_linear.h"
 
@@ -54,10 +55,17 @@ template <typename V>
 struct Math : V {
   using Vector = __m512;
   static Vector zero() { return _mm512_setzero_ps(); }
-  static Vector load_sum(const char* from) { return _mm512_loadu_ps(from); }
-  static void store_sum(char* to, Vector sum) { _mm512_storeu_ps(to, sum); }
+  static Vector load_sum(const void* from) { return _mm512_loadu_ps(from); }
+  static void store_sum(void* to, Vector sum) { _mm512_storeu_ps(to, sum); }
   static Vector plus(Vector a, Vector b) { return _mm512_add_ps(a, b); }
   static Vector take(Vector values, __m512i lane) { return _mm512_permutexvar_ps(lane, values); }
+  static Vector add_products(Vector sum, __mmask16 mask, Vector v, __m512i x) {
+    return _mm512_mask3_fmadd_ps(v, _mm512_castsi512_ps(x), sum, mask);
+  }
+  static uint32_t total(Vector sum) {
+    const __m128 lane = _mm_set_ss(_mm512_reduce_add_ps(sum));
+    return static_cast<uint32_t>(_mm_cvtsi128_si32(_mm_castps_si128(lane)));
+  }
   static Vector add(Vector sum, Vector v, const char* x) { return _mm512_fmadd_ps(v, _mm512_loadu_ps(x), sum); }
 };
 
@@ -110,65 +118,6 @@ void grad_values(const float* grad, const float* x, const Segments& segments, bo
   }
 }
 
-// A row of activations' panel in registers, 128 floats each, looked up by permutation instead of gathering.
-struct Table {
-  __m512 part[8];
-
-  void load(const float* x) {
-    for (int i = 0; i < 8; ++i) part[i] = _mm512_loadu_ps(x + i * 16);
-  }
-
-  // x[index & 127]
-  __m512 at(__m512i index) const {
-    const __mmask16 bit5 = _mm512_test_epi32_mask(index, _mm512_set1_epi32(32));
-    const __mmask16 bit6 = _mm512_test_epi32_mask(index, _mm512_set1_epi32(64));
-    const __m512 a = _mm512_permutex2var_ps(part[0], index, part[1]),
-                 b = _mm512_permutex2var_ps(part[2], index, part[3]);
-    const __m512 c = _mm512_permutex2var_ps(part[4], index, part[5]),
-                 d = _mm512_permutex2var_ps(part[6], index, part[7]);
-    return _mm512_mask_blend_ps(bit6, _mm512_mask_blend_ps(bit5, a, b), _mm512_mask_blend_ps(bit5, c, d));
-  }
-};
-
-// The matrix is read once, front to back, but the processor's own prefetching stops at each 4 KiB page.
-template <typename V>
-void prefetch(const Segments& w, int64_t i) {
-  constexpr int64_t kAhead = 512;
-  _mm_prefetch(static_cast<const char*>(w.values) + (i + kAhead) * V::kBytes, _MM_HINT_T0);
-  _mm_prefetch(reinterpret_cast<const char*>(w.col) + i + kAhead, _MM_HINT_T0);
-}
-
-// The rows' 16-lane sums (32 KiB) wait in the first-level cache for the next panel.
-template <typename V, bool Wide>
-void multiply_row(const float* x, const Segments& w, int64_t n_stride, int64_t order_stride, int64_t panels,
-                  int64_t panel, float* y) {
-  alignas(64) float sums[kBlockRows * 16];
-  for (int64_t r = 0; r < w.count; ++r) _mm512_store_ps(sums + r * 16, _mm512_setzero_ps());
-  const int32_t* crow = w.crow;
-  const int32_t* order = w.order;
-  for (int64_t p = 0; p < panels; ++p, x += panel, crow += n_stride, order += order_stride) {
-    Table low, high;
-    low.load(x);
-    if (Wide) high.load(x + 128);
-    for (int64_t s = 0; s < w.count; ++s) {
-      float* to = sums + (order[s] & (kBlockRows - 1)) * 16;
-      __m512 sum = _mm512_load_ps(to);
-      for (int64_t i = crow[s]; i < crow[s + 1]; i += 16) {
-        prefetch<V>(w, i);
-        const int64_t left = crow[s + 1] - i;
-        const __mmask16 mask = static_cast<__mmask16>(left >= 16 ? 0xffff : (1 << left) - 1);
-        const __m512i index = _mm512_cvtepu8_epi32(_mm_maskz_loadu_epi8(mask, w.col + i));
-        __m512 from = low.at(index);
-        if (Wide)
-          from = _mm512_mask_blend_ps(_mm512_test_epi32_mask(index, _mm512_set1_epi32(128)), from, high.at(index));
-        sum = _mm512_mask3_fmadd_ps(V::load(w.values, i, mask), from, sum, mask);
-      }
-      _mm512_store_ps(to, sum);
-    }
-  }
-  for (int64_t r = 0; r < w.count; ++r) y[r] = _mm512_reduce_add_ps(_mm512_load_ps(sums + r * 16));
-}
-
 template <typename V>
 void grad_input_any(const float* grad, int64_t width, const Segments& w, float* dx) {
   switch (width) {
@@ -183,13 +132,6 @@ void grad_input_any(const float* grad, int64_t width, const Segments& w, float* 
   }
 }
 
-template <typename V>
-void multiply_row_any(const float* x, const Segments& w, int64_t n_stride, int64_t order_stride, int64_t panels,
-                      int64_t panel, float* y) {
-  if (panel <= 128) return multiply_row<V, false>(x, w, n_stride, order_stride, panels, panel, y);
-  return multiply_row<V, true>(x, w, n_stride, order_stride, panels, panel, y);
-}
-
 void multiply_entry(const float* x, int64_t width, const Segments& w, float* y) {
   if (w.dtype == DType::f32) return add_segments<Math<F32>>(x, width, w, y);
   if (w.dtype == DType::bf16) return add_segments<Math<Bf16>>(x, width, w, y);
@@ -198,9 +140,9 @@ void multiply_entry(const float* x, int64_t width, const Segments& w, float* y) 
 
 void multiply_row_entry(const float* x, const Segments& w, int64_t n_stride, int64_t order_stride, int64_t panels,
                         int64_t panel, float* y) {
-  if (w.dtype == DType::f32) return multiply_row_any<F32>(x, w, n_stride, order_stride, panels, panel, y);
-  if (w.dtype == DType::bf16) return multiply_row_any<Bf16>(x, w, n_stride, order_stride, panels, panel, y);
-  return multiply_row_any<F16>(x, w, n_stride, order_stride, panels, panel, y);
+  if (w.dtype == DType::f32) return multiply_row<Math<F32>>(x, w, n_stride, order_stride, panels, panel, y);
+  if (w.dtype == DType::bf16) return multiply_row<Math<Bf16>>(x, w, n_stride, order_stride, panels, panel, y);
+  return multiply_row<Math<F16>>(x, w, n_stride, order_stride, panels, panel, y);
 }
 
 void grad_input_entry(const float* grad, int64_t width, const Segments& w, float* dx) {
