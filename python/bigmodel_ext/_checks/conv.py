@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from bigmodel_ext._checks._common import FLOATS, require, require_bias, require_dtype, require_shape
+from bigmodel_ext._checks._common import FLOATS, require, require_bias, require_dtype, require_shape, require_values
 from bigmodel_ext._checks.int8 import INT8_TILE_N, require_k
 from bigmodel_ext._checks.sparse import require_panels
 
@@ -94,7 +94,7 @@ def check_sparse_conv2d(
     panel: int,
 ) -> None:
     require_dtype("x", x, *FLOATS, torch.float64)
-    require_dtype("values", values, *dict.fromkeys((torch.float32, x.dtype)))
+    require_values(values, x)
     require(values.dim() == 1, lambda: f"values must be [nnz], got shape {list(values.shape)}")
     conv2d_shape(x, out_channels, kernel_size, stride, padding, dilation, groups)
     k = x.shape[1] // groups * kernel_size[0] * kernel_size[1]

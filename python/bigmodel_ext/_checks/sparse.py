@@ -5,7 +5,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from bigmodel_ext._checks._common import FLOATS, require, require_bias, require_dtype, require_features, require_shape
+from bigmodel_ext._checks._common import (
+    FLOATS,
+    require,
+    require_bias,
+    require_dtype,
+    require_features,
+    require_pair,
+    require_shape,
+    require_values,
+)
 from bigmodel_ext._checks.int8 import require_k
 
 
@@ -32,7 +41,7 @@ def check_sparse_linear(
     order: Tensor | None = None,
 ) -> None:
     require_dtype("x", x, *FLOATS, torch.float64)
-    require_dtype("values", values, *dict.fromkeys((torch.float32, x.dtype)))
+    require_values(values, x)
     require_features(x)
     require(values.dim() == 1, lambda: f"values must be [nnz], got shape {list(values.shape)}")
     require_panels(values, crow, col, out_features, x.shape[-1], panel, order)
@@ -43,7 +52,7 @@ def check_sparse_linear_grad_input(
     grad: Tensor, values: Tensor, crow: Tensor, col: Tensor, in_features: int, panel: int, order: Tensor | None = None
 ) -> None:
     require_dtype("grad", grad, *FLOATS, torch.float64)
-    require_dtype("values", values, *dict.fromkeys((torch.float32, grad.dtype)))
+    require_values(values, grad)
     require_features(grad)
     require(in_features >= 0, lambda: f"in_features must not be negative, got {in_features}")
     require(values.dim() == 1, lambda: f"values must be [nnz], got shape {list(values.shape)}")
@@ -53,10 +62,7 @@ def check_sparse_linear_grad_input(
 def check_sparse_linear_grad_values(
     grad: Tensor, x: Tensor, crow: Tensor, col: Tensor, panel: int, order: Tensor | None = None
 ) -> None:
-    require_dtype("grad", grad, *FLOATS, torch.float64)
-    require_dtype("x", x, grad.dtype)
-    require_features(x)
-    require_shape("grad", grad, *x.shape[:-1], grad.shape[-1])
+    require_pair(grad, x)
     require_panels(col, crow, col, grad.shape[-1], x.shape[-1], panel, order)
 
 
