@@ -2,6 +2,7 @@
 anything takes."""
 
 import csv
+import importlib.util
 import sys
 
 import pytest
@@ -47,17 +48,42 @@ def test_a_wrong_or_failing_peer_is_left_out(capsys, monkeypatch):
     assert "left out: failing: RuntimeError: no such kernel" in told
 
 
-@pytest.mark.parametrize(
-    "name", [n for n in peers.LINEAR if n not in ("torch _int_mm", "torchao int8")]
-)  # they compile
-def test_every_peer_computes_the_layer(name):
+def had_here(name):
+    """Whether this machine has what a peer needs, asked without the peer's own code."""
+    if any(importlib.util.find_spec(package) is None for package in peers.LINEAR[name].needs):
+        return False
+    if name.startswith("torch dynamic"):
+        return name.split()[-1] in torch.backends.quantized.supported_engines
+    if name == "torch CSR":
+        return torch.backends.mkl.is_available()
+    return "oneDNN" not in name or torch.backends.mkldnn.is_available()
+
+
+@pytest.mark.parametrize("name", [name for name, peer in peers.LINEAR.items() if not peer.compiles])
+def test_every_peer_computes_the_layer_or_says_what_it_needs(name):
     x, weight, bias = torch.randn(8, 64), torch.randn(32, 64), torch.randn(32)
     peer = peers.LINEAR[name]
-    try:
-        run = peer.build(x, weight, bias)
-    except peers.Missing as reason:
-        pytest.skip(str(reason))
-    peers.check(name, run, torch.nn.functional.linear(x, weight, bias), peer.dtype)
+    if had_here(name):
+        peers.check(peer.build(x, weight, bias), torch.nn.functional.linear(x, weight, bias), peer.dtype)
+    else:
+        with pytest.raises(peers.Missing):
+            peer.build(x, weight, bias)
+
+
+@pytest.mark.usefixtures("_nothing_told")
+@pytest.mark.parametrize("wrong", [False, True])
+def test_a_block_sparse_peer_that_does_not_run_is_named(tmp_path, capsys, monkeypatch, wrong):
+    def broken(weight, size):
+        if wrong:
+            return weight + 1.0
+        raise RuntimeError("no such layout")
+
+    monkeypatch.setattr(torch.Tensor, "to_sparse_bsr", broken)
+    argv = ("blocks", "--quick", "--rounds", "1", "--shapes", "8x64x64", "--peers", "torch fp32,BSR")
+    assert bench(tmp_path, *argv) == 0
+    assert {row["peer"] for row in rows_of(tmp_path, "blocks")} == {"torch fp32"}
+    said = "wrong by" if wrong else "RuntimeError: no such layout"
+    assert f"left out: torch BSR: {said}" in capsys.readouterr().out
 
 
 def test_cold_calls_take_weights_in_turn(monkeypatch):
