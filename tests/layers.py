@@ -1,5 +1,7 @@
 """One of each converted layer, and models made of them, for tests that hold for all."""
 
+import copy
+
 import bigmodel_ext as bm
 import torch
 from torch import nn
@@ -92,3 +94,14 @@ def convert_all(model: nn.Sequential) -> nn.Sequential:
     bm.sparsify_(model, bm.BlockSparseWeightConfig(16, 0.5, rows=()), lambda m, fqn: fqn == "2.linear1")
     bm.sparsify_(model, bm.SemiSparseWeightConfig(prune=True, rows=()), lambda m, fqn: fqn == "2.linear2")
     return bm.quantize_(model, INT8)
+
+
+def assert_same_in_eval(model, x):
+    model.eval()
+    expected = copy.deepcopy(model)(x)
+    assert bm.fuse_dropout_(model) is model
+    torch.testing.assert_close(model(x), expected)
+
+
+def tensors(layer):
+    return {**dict(layer.named_parameters()), **dict(layer.named_buffers())}

@@ -1,11 +1,9 @@
 import copy
-import dataclasses
 
 import bigmodel_ext as bm
 import pytest
 import torch
-from bigmodel_ext import convert
-from layers import INT8, Mlp, blocks, convert_all, network, sparse
+from layers import INT8, Mlp, blocks, network, sparse
 from torch import nn
 from torch.nn.utils import prune
 
@@ -148,71 +146,6 @@ class TestWhatIsConverted:
             convert_(nn.Sequential(nn.Linear(2, 2).double()))
 
 
-class TestSparsity:
-    @pytest.mark.parametrize("sparsity", [0.0, 0.3, 0.5, 0.9, 0.999])
-    def test_the_smallest_go(self, sparsity):
-        weight = torch.randn(30, 50)
-        mask = convert.magnitude_mask(weight, sparsity)
-        assert int(mask.sum()) == 1500 - round(sparsity * 1500)
-        if sparsity > 0:
-            assert weight[mask].abs().min() >= weight[~mask].abs().max()
-        model = bm.sparsify_(nn.Sequential(nn.Linear(50, 30)), sparse(sparsity))
-        assert model[0].nnz == 1500 - round(sparsity * 1500)
-
-    def test_equal_weights_are_cut_at_the_exact_count(self):
-        assert int(convert.magnitude_mask(torch.ones(10, 10), 0.37).sum()) == 63
-
-    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-    def test_it_is_what_sorting_gives(self, dtype):
-        for count in (1, 7, 60):
-            weight = torch.randint(-4, 5, (5, count)).to(dtype)
-            weight[2, 0] = float("nan")
-            weight[3, 0] = -float("inf")
-            order = weight.abs().nan_to_num(float("inf"), float("inf")).flatten().argsort(descending=True, stable=True)
-            for gone in range(5 * count):
-                expected = torch.zeros(5 * count, dtype=torch.bool)
-                expected[order[: 5 * count - gone]] = True
-                mask = convert.magnitude_mask(weight, gone / (5 * count))
-                assert torch.equal(mask.flatten(), expected), gone
-
-    @pytest.mark.parametrize("k", [48, 50])
-    def test_the_smallest_blocks_go(self, k):
-        weight = torch.randn(30, k)
-        mask, blocks = convert.block_mask(weight, 0.6), -(-k // 4)
-        assert mask.shape == weight.shape
-        groups = nn.functional.pad(mask, (0, -k % 4), value=True).view(30, blocks, 4)
-        energy = nn.functional.pad(weight, (0, -k % 4)).view(30, blocks, 4).square().sum(-1)
-        kept = groups[..., 0]
-        assert torch.equal(groups.all(-1), groups.any(-1) if k % 4 == 0 else groups.all(-1))
-        assert int(kept.sum()) == 30 * blocks - round(0.6 * 30 * blocks)
-        assert energy[kept].min() >= energy[~kept].max()
-
-    def test_none_keeps_the_zeros_there_are(self):
-        linear, plain = nn.Linear(40, 20), nn.Linear(20, 20)
-        with torch.no_grad():
-            linear.weight[torch.rand(20, 40) < 0.7] = 0.0
-        model = nn.Sequential(linear, plain)
-        x = torch.randn(3, 40)
-        expected = model(x)
-        bm.sparsify_(model, sparse(None))
-        assert model[0].nnz == int((linear.weight != 0).sum())
-        assert model[1] is plain, "a layer without zeros would have grown"
-        torch.testing.assert_close(model(x), expected)
-
-    @pytest.mark.parametrize("config", [bm.UnstructuredSparseWeightConfig, bm.Int8BlockSparseWeightConfig])
-    def test_bad_configs(self, config):
-        for bad in (1.0, -0.1, 2, float("nan")):
-            with pytest.raises(ValueError, match=r"sparsity must be in \[0, 1\), got"):
-                config(bad)
-        for bad in ("half", True):
-            with pytest.raises(TypeError, match="sparsity must be a number"):
-                config(bad)
-        with pytest.raises(TypeError, match="unexpected keyword"):
-            config(sparseness=0.5)
-        with pytest.raises(dataclasses.FrozenInstanceError):
-            config(0.5).sparsity = 0.6
-
-
 class TestAllOrNothing:
     def test_a_filter_that_raises(self, conversion):
         convert_, _ = conversion
@@ -313,78 +246,8 @@ class TestTransformerEncoder:
         assert model[0].activation_relu_or_gelu == 1
 
 
-class TestExplain:
-    def test_rows(self):
-        model = convert_all(network())
-        report = bm.explain(model, batch=4)
-        rows = {row.fqn: row for row in report.layers}
-        assert list(rows) == [fqn for fqn, m in model.named_modules() if isinstance(m, (nn.Linear, nn.Dropout))]
-        for fqn, row in rows.items():
-            layer = model.get_submodule(fqn)
-            assert row.layer == type(layer).__name__
-            assert row.bytes == sum(t.numel() * t.element_size() for t in (*layer.parameters(), *layer.buffers()))
-            assert (row.gain is None) == (not row.converted)
-            assert row.gain is None or row.gain > 0
-            assert row.kernel is None or row.kernel.split("/")[0] in ("cpu", "reference")
-        assert rows["0.0"].dense_bytes == 4 * 40 * 24
-        assert rows["4"].dense_bytes == 4 * 10 * 25
-        lines = str(report).splitlines()
-        assert len(lines) == len(rows) + 3
-        assert lines[0].split() == [
-            "layer",
-            "type",
-            "kernel",
-            "isa",
-            "bytes",
-            "dense",
-            "fp32",
-            "gain",
-            "from",
-            "reason",
-        ]
-        assert all(any(line.startswith(fqn) and row.reason in line for line in lines) for fqn, row in rows.items())
-
-    def test_not_converted(self):
-        rows = bm.explain(nn.Sequential(nn.Linear(3, 4), nn.Dropout(), nn.Dropout(inplace=True))).layers
-        assert [row.reason for row in rows] == ["not converted", "not converted", "inplace=True writes to its input"]
-
-    def test_strict(self):
-        model = convert_all(network())
-        with pytest.raises(
-            RuntimeError, match=r"kernel is not used for 2.self_attn.out_proj \(nn.MultiheadAttention reads"
-        ):
-            bm.explain(model, strict=True, batch=1)
-        model[2] = nn.Identity()
-        bm.explain(model, strict=True, batch=1)
-        wide = nn.Sequential(bm.nn.SparseLinear.from_dense(nn.Linear(3, 4)).double())  # no kernel takes float64
-        with pytest.raises(
-            RuntimeError, match=r"the requested kernel is not used for 0 \(reference/sparse_linear: .*\)"
-        ):
-            bm.explain(wide, strict=True, batch=1)
-        bm.explain(nn.Sequential(nn.Linear(2, 2)), strict=True)
-
-    def test_batch(self):
-        with pytest.raises(ValueError, match="batch must be at least 1, got 0"):
-            bm.explain(network(), batch=0)
-
-    def test_meta_models_are_described_but_not_timed(self):
-        model = nn.Sequential(bm.nn.Int8Linear(8, 8, device="meta"))
-        (row,) = bm.explain(model).layers
-        assert row.gain is None
-        assert row.kernel is not None
-
-
 def test_a_residual_block_keeps_its_kind():
     model = nn.Sequential(Mlp(8))
     bm.fuse_dropout_(model)
     assert isinstance(model[0], Mlp)
     assert model[0].width == 8
-
-
-def test_explain_draws_nothing_and_names_a_dtype_it_cannot_run():
-    model = bm.quantize_(nn.Sequential(nn.Linear(8, 4)), INT8)
-    before = torch.get_rng_state()
-    bm.explain(model)
-    assert torch.equal(torch.get_rng_state(), before)
-    row = bm.explain(model.double()).layers[0]
-    assert row.reason == "can't run: x must be float32, bfloat16 or float16, got float64"

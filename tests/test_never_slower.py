@@ -1,55 +1,18 @@
 """Conversion keeps a layer dense where it measures it to be faster so. No test here depends on real time: what is
-measured is given, or the clock is."""
+measured is given."""
 
 import copy
 import json
 import math
-import time
-from functools import partial
 
 import bigmodel_ext as bm
 import pytest
 import torch
-from bigmodel_ext import _candidates, _choose, _explain, _gains, _measure, _native
+from bigmodel_ext import _candidates, _explain, _gains, _measure
 from layers import INT8
 from torch import nn
 
 MEASURED = bm.Int8DynamicActivationInt8WeightConfig()
-
-
-class Figures:
-    """Stands for the measurement: gains by class and rows, 2.0 where nothing is given, and what was asked."""
-
-    def __init__(self):
-        self.given, self.asked, self.dense = {}, [], []
-
-    def __call__(self, dense, *others, clock):
-        self.dense.append(dense.func)
-        result = []
-        for other in others:
-            form, x = other.func, other.args[0]
-            assert other().shape == dense().shape
-            assert x is dense.args[0]
-            assert torch.is_inference_mode_enabled()
-            name = type(form).__name__
-            self.asked.append((name, len(x)))
-            key = (name, len(x))
-            result.append(self.given.get((*key, getattr(form, "panel", None)), self.given.get(key, 2.0)))
-        return result
-
-
-@pytest.fixture
-def figures(monkeypatch, tmp_path):
-    monkeypatch.setenv("BIGMODEL_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(_gains, "_memory", _gains._Memory())
-    given = Figures()
-    monkeypatch.setattr(_measure, "gains", given)
-    return given
-
-
-def forget(monkeypatch):
-    """As a new process begins."""
-    monkeypatch.setattr(_gains, "_memory", _gains._Memory())
 
 
 def models():
@@ -184,111 +147,6 @@ class TestSeveralCandidates:
                 bm.nn.SparseLinear.from_dense(nn.Linear(300, 8), panel=panel)
 
 
-class TestMemory:
-    def test_equal_layers_are_measured_once(self, figures):
-        model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 9), nn.Linear(8, 9, bias=False))
-        bm.quantize_(model, MEASURED)
-        assert len(figures.asked) == 6
-        bm.quantize_(copy.deepcopy(model), MEASURED)
-        assert len(figures.asked) == 6
-
-    def test_another_process_measures_nothing_and_decides_alike(self, figures, monkeypatch, recwarn):
-        figures.given = {("Int8Linear", 1): 0.5}
-        bm.quantize_(nn.Sequential(nn.Linear(8, 8)), MEASURED)
-        forget(monkeypatch)
-        figures.given, figures.asked = {}, []
-        model = bm.quantize_(nn.Sequential(nn.Linear(8, 8)), MEASURED)
-        assert type(model[0]) is nn.Linear
-        assert not figures.asked
-        assert _gains.kept() == 2
-        assert json.loads(_gains.file().read_text())["environment"] == _gains.environment()
-
-    def test_what_else_is_measured_apart(self, figures):
-        float32 = nn.Linear(64, 64)
-
-        def asked(layer=float32, config=MEASURED, convert=bm.quantize_):
-            figures.asked = []
-            convert(nn.Sequential(copy.deepcopy(layer)), config)
-            return len(figures.asked)
-
-        sparse = partial(asked, convert=bm.sparsify_)
-        assert asked() == 2
-        assert asked() == 0
-        assert asked(nn.Linear(64, 64).bfloat16()) == 2
-        assert asked(config=bm.Int8DynamicActivationInt8WeightConfig(rows=(1, 7))) == 1
-        assert sparse(config=bm.UnstructuredSparseWeightConfig(0.5)) == 2
-        assert sparse(config=bm.UnstructuredSparseWeightConfig(0.5005)) == 0, "nearly as many stored"
-        assert sparse(config=bm.UnstructuredSparseWeightConfig(0.53)) == 2
-        assert sparse(config=bm.Int8BlockSparseWeightConfig(0.5)) == 2
-        with _native.forced_isa("scalar"):
-            assert asked() == (2 if _native.available_isas() != ("scalar",) else 0)
-        before = torch.get_num_threads()
-        try:
-            torch.set_num_threads(before + 1)
-            assert asked() == 2
-        finally:
-            torch.set_num_threads(before)
-        torch.set_float32_matmul_precision("medium")
-        try:
-            assert asked() == 2
-        finally:
-            torch.set_float32_matmul_precision("highest")
-        assert asked() == 0
-
-    @pytest.mark.parametrize(
-        "content",
-        [b"", b"{", b"[]", b"\xff\xfe", b'{"environment": ""}', b'{"gains": 3}', b'{"gains": {"a": "x"}}',
-         b'{"gains": {"a": NaN}}', b'{"gains": {"a": -1.0}}', b'{"gains": {"a": true}}'],
-    )  # fmt: skip
-    def test_a_broken_file_is_told_and_replaced(self, figures, monkeypatch, content):
-        path = _gains.file()
-        path.parent.mkdir()
-        path.write_bytes(content)
-        with pytest.warns(UserWarning, match=r"gains-.*\.json is ignored and layers are measured again"):
-            bm.quantize_(nn.Sequential(nn.Linear(8, 8)), MEASURED)
-        assert len(figures.asked) == 2
-        forget(monkeypatch)
-        assert _gains.kept() == 2
-        assert [child.name for child in path.parent.iterdir()] == [path.name]
-
-    def test_a_file_is_added_to(self, figures, monkeypatch):
-        bm.quantize_(nn.Sequential(nn.Linear(8, 8)), MEASURED)
-        first, other = _gains._memory, _gains._Memory()
-        monkeypatch.setattr(_gains, "_memory", other)
-        first.known()
-        bm.quantize_(nn.Sequential(nn.Linear(8, 9)), MEASURED)
-        first.add("another process", 1.5)
-        first.save()
-        forget(monkeypatch)
-        assert _gains.kept() == 5
-
-    def test_no_file(self, figures, monkeypatch, tmp_path):
-        for value in ("off", str(tmp_path / "file" / "below")):
-            (tmp_path / "file").touch()
-            monkeypatch.setenv("BIGMODEL_CACHE", value)
-            forget(monkeypatch)
-            figures.asked = []
-            for _ in range(2):
-                bm.quantize_(nn.Sequential(nn.Linear(8, 8)), MEASURED)
-            assert len(figures.asked) == 2
-        assert [path.name for path in tmp_path.iterdir()] == ["file"]
-
-    def test_where_the_file_is(self, monkeypatch):
-        monkeypatch.setenv("BIGMODEL_CACHE", "~/there")
-        monkeypatch.setenv("HOME", "/home/someone")
-        assert str(_gains.file()).startswith("/home/someone/there/gains-")
-        monkeypatch.delenv("BIGMODEL_CACHE")
-        monkeypatch.setenv("XDG_CACHE_HOME", "/somewhere")
-        assert str(_gains.file()).startswith("/somewhere/bigmodel_ext/gains-")
-        monkeypatch.delenv("XDG_CACHE_HOME")
-        assert str(_gains.file()).startswith("/home/someone/.cache/bigmodel_ext/gains-")
-
-    def test_what_is_no_number_is_not_written(self, figures, recwarn):
-        figures.given = {("Int8Linear", 1): math.nan}
-        bm.quantize_(nn.Sequential(nn.Linear(8, 8)), MEASURED)
-        assert list(json.loads(_gains.file().read_text())["gains"].values()) == [2.0]
-
-
 class TestExplain:
     def test_crossover_is_where_it_stays_no_slower(self, figures):
         figures.given = {
@@ -363,62 +221,3 @@ def test_bad_rows(rows, error, message):
     ):  # fmt: skip
         with pytest.raises(error, match=message):
             config(rows=rows)
-
-
-class Clock:
-    """Time that passes only in calls, by what each is said to take next."""
-
-    def __init__(self, monkeypatch):
-        self.now, self.calls = 0.0, []
-        monkeypatch.setattr(_measure, "own_clock", lambda: lambda: self.now)
-
-    def call(self, name, *seconds):
-        def run():
-            self.calls.append(name)
-            self.now += seconds[(self.calls.count(name) - 1) % len(seconds)]
-
-        return run
-
-
-class TestMeasurement:
-    @pytest.mark.parametrize("dense", [3e-6, 3e-4, 3e-2, 3.0])
-    def test_the_gain_is_the_ratio_of_times(self, monkeypatch, dense):
-        clock = Clock(monkeypatch)
-        gains = _measure.gains(clock.call("d", dense), clock.call("a", dense / 2), clock.call("b", dense * 4))
-        assert gains == [pytest.approx(2.0), pytest.approx(0.25)]
-        assert clock.now <= max(2 * _measure.MOST_S, 3 * dense * 5.5)
-
-    def test_the_median_outlives_interruptions(self, monkeypatch):
-        clock = Clock(monkeypatch)
-        (gain,) = _measure.gains(clock.call("d", 1e-3), clock.call("a", 5e-4, 5e-4, 5e-4, 5e-4, 2e-2))
-        assert gain == pytest.approx(2.0)
-
-    def test_who_begins_alternates(self, monkeypatch):
-        clock = Clock(monkeypatch)
-        _measure.gains(clock.call("d", 1e-3), clock.call("a", 1e-3))
-        assert "".join(clock.calls).startswith("dada" + "daad" * 2)
-
-    def test_what_is_unclear_is_measured_longer_but_not_for_ever(self, monkeypatch):
-        clock = Clock(monkeypatch)
-        _measure.gains(clock.call("d", 1e-4), clock.call("a", 5e-5))
-        soon = clock.now
-        (gain,) = _measure.gains(clock.call("d2", 1e-4), clock.call("a2", 9.8e-5, 1.05e-4))
-        assert 2 * soon < clock.now - soon < 2 * _measure.MOST_S
-        assert 0.9 < gain < 1.1
-
-    def test_whose_time(self, threads):
-        assert _measure.own_clock() is (time.thread_time if threads == 1 else time.perf_counter)
-
-    def test_clear(self):
-        assert _measure.clear([2.0])
-        assert _measure.clear([0.5])
-        assert not _measure.clear([1.1])
-        assert not _measure.clear([0.7, 1.5])
-        assert not _measure.clear([math.nan])
-        assert _measure.clear([1.1] * 30 + [0.5] * 5)
-        assert not _measure.clear([1.1] * 20 + [0.5] * 15)
-        assert _measure.clear([0.9] * 30 + [1.5] * 5)
-
-    def test_the_fastest_and_those_as_fast(self):
-        assert _choose.as_fast_as_best([1.0, 2.0, 1.9, 1.95]) == [1, 3]
-        assert _choose.told({1: 0.5, 128: 2.0}) == "0.50x at 1 row, 2.00x at 128 rows"

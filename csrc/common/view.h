@@ -41,4 +41,7 @@ const char* dtype_name(DType dtype);
 
 inline bool is_float(DType d) { return d == DType::f32 || d == DType::bf16 || d == DType::f16; }
 
+// Bytes of an element of a floating dtype.
+inline int64_t element_size(DType d) { return d == DType::f64 ? 8 : d == DType::f32 ? 4 : 2; }
+
 }  // namespace bigmodel

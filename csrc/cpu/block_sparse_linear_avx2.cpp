@@ -29,21 +29,6 @@ void multiply_rows(const float* x, int64_t rows, const void* blocks, const int32
   }
 }
 
-template <DType D>
-void multiply_dtype(const float* x, int64_t rows, const void* blocks, int64_t size, const int32_t* col, int64_t count,
-                    bool add, float* y) {
-  if (size == 16) return multiply_rows<D, 16>(x, rows, blocks, col, count, add, y);
-  if (size == 32) return multiply_rows<D, 32>(x, rows, blocks, col, count, add, y);
-  return multiply_rows<D, 64>(x, rows, blocks, col, count, add, y);
-}
-
-void multiply_entry(const float* x, int64_t rows, const void* blocks, DType dtype, int64_t size, const int32_t* col,
-                    int64_t count, bool add, float* y) {
-  if (dtype == DType::f32) return multiply_dtype<DType::f32>(x, rows, blocks, size, col, count, add, y);
-  if (dtype == DType::bf16) return multiply_dtype<DType::bf16>(x, rows, blocks, size, col, count, add, y);
-  return multiply_dtype<DType::f16>(x, rows, blocks, size, col, count, add, y);
-}
-
 void grad_values_entry(const float* x, const float* grad, int64_t rows, int64_t size, bool add, float* dblock) {
   if (size == 16) return grad_values<16, 4, 2>(x, grad, rows, add, dblock);
   if (size == 32) return grad_values<32, 4, 2>(x, grad, rows, add, dblock);

@@ -1,15 +1,12 @@
 // The block kernels over whichever vector type simd_<isa>.h has defined before this file is included; everything is in
-// an anonymous namespace. kMostRows, kMostColumns: how many sums (rows times vectors) the registers hold.
+// an anonymous namespace.
 #pragma once
 
 #include "block_sparse_linear.h"
+#include "row_sums_vector.h"
 
 namespace bigmodel {
 namespace {
-
-// A fused multiply-add waits four cycles for the one before it on the same register and two start each cycle, so
-// fewer than 8 sums are kept several times and added up at the end.
-constexpr int copies_of(int sums) { return sums >= 8 ? 1 : sums >= 4 ? 2 : 4; }
 
 // R rows, all columns of S, V vectors of them at a time.
 template <DType D, int S, int R, int V>
@@ -20,13 +17,7 @@ void multiply(const float* x, int64_t panel, const void* blocks, const int32_t* 
                                              // at each 4 KiB page
   for (int n = 0; n < S; n += V * kLanes) {
     Floats sum[kCopies][R][V];
-#pragma GCC unroll 4
-    for (int u = 0; u < kCopies; ++u)
-#pragma GCC unroll 24
-      for (int r = 0; r < R; ++r)
-#pragma GCC unroll 8
-        for (int v = 0; v < V; ++v)
-          sum[u][r][v] = u == 0 && add ? load<DType::f32>(y, r * S + n + v * kLanes) : set(0.0f);
+    begin_sums(y + n, S, add, sum);
     for (int64_t i = 0; i < count; ++i) {
       const float* from = x + col[i] * panel;
       for (int k = 0; k < S; k += kCopies) {
@@ -47,15 +38,7 @@ void multiply(const float* x, int64_t panel, const void* blocks, const int32_t* 
         }
       }
     }
-#pragma GCC unroll 24
-    for (int r = 0; r < R; ++r)
-#pragma GCC unroll 8
-      for (int v = 0; v < V; ++v) {
-        Floats total = sum[0][r][v];
-#pragma GCC unroll 4
-        for (int u = 1; u < kCopies; ++u) total = total + sum[u][r][v];
-        store<DType::f32>(y, r * S + n + v * kLanes, total);
-      }
+    end_sums(sum, y + n, S);
   }
 }
 
@@ -87,6 +70,26 @@ void grad_values(const float* x, const float* grad, int64_t rows, bool add, floa
         for (int v = 0; v < V; ++v) store<DType::f32>(to, r * S + v * kLanes, sum[r][v]);
     }
   }
+}
+
+// Shares rows out among multiply<D, S, R, V> with as many sums as the registers hold: defined by the including file.
+template <DType D, int S>
+void multiply_rows(const float* x, int64_t rows, const void* blocks, const int32_t* col, int64_t count, bool add,
+                   float* y);
+
+template <DType D>
+void multiply_dtype(const float* x, int64_t rows, const void* blocks, int64_t size, const int32_t* col, int64_t count,
+                    bool add, float* y) {
+  if (size == 16) return multiply_rows<D, 16>(x, rows, blocks, col, count, add, y);
+  if (size == 32) return multiply_rows<D, 32>(x, rows, blocks, col, count, add, y);
+  return multiply_rows<D, 64>(x, rows, blocks, col, count, add, y);
+}
+
+void multiply_entry(const float* x, int64_t rows, const void* blocks, DType dtype, int64_t size, const int32_t* col,
+                    int64_t count, bool add, float* y) {
+  if (dtype == DType::f32) return multiply_dtype<DType::f32>(x, rows, blocks, size, col, count, add, y);
+  if (dtype == DType::bf16) return multiply_dtype<DType::bf16>(x, rows, blocks, size, col, count, add, y);
+  return multiply_dtype<DType::f16>(x, rows, blocks, size, col, count, add, y);
 }
 
 }  // namespace

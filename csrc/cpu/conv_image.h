@@ -64,4 +64,8 @@ struct ConvImageKernels {
 
 extern const ConvImageKernels conv_image_scalar, conv_image_avx2, conv_image_avx512;
 
+// The active instruction set's; the second is null where the first's depthwise is the best.
+const ConvImageKernels& conv_image_kernels();
+ConvDepthwiseKernel conv_depthwise_packed();
+
 }  // namespace bigmodel

@@ -1,36 +1,8 @@
-#include <immintrin.h>
-
 #include "conv_loops.h"
+#include "quantize_avx2.h"
 
 namespace bigmodel {
 namespace {
-
-template <DType dtype>
-inline __m256 load8(const void* x, int64_t i) {
-  if (dtype == DType::f32) return _mm256_loadu_ps(static_cast<const float*>(x) + i);
-  const __m128i h = _mm_loadu_si128(reinterpret_cast<const __m128i*>(static_cast<const uint16_t*>(x) + i));
-  if (dtype == DType::f16) return _mm256_cvtph_ps(h);
-  return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(h), 16));
-}
-
-template <DType dtype>
-uint32_t largest_of(const void* x, int64_t count) {
-  __m256i best = _mm256_setzero_si256();
-  int64_t i = 0;
-  for (; i + 8 <= count; i += 8) {
-    const __m256i bits = _mm256_castps_si256(load8<dtype>(x, i));
-    best = _mm256_max_epu32(best, _mm256_and_si256(bits, _mm256_set1_epi32(0x7fffffff)));
-  }
-  alignas(32) uint32_t lanes[8];
-  _mm256_store_si256(reinterpret_cast<__m256i*>(lanes), best);
-  uint32_t result = 0;
-  for (int j = 0; j < 8; ++j) result = lanes[j] > result ? lanes[j] : result;
-  for (; i < count; ++i) {
-    const uint32_t bits = float_to_bits(load_float(x, dtype, i)) & 0x7fffffffu;
-    result = bits > result ? bits : result;
-  }
-  return result;
-}
 
 template <DType dtype>
 inline __m256i rounded(const void* x, int64_t i, __m256 inverse) {
@@ -76,8 +48,9 @@ void quantize_planes_of(const void* x, int64_t plane, int64_t channels, int64_t 
 }
 
 uint32_t largest(const void* x, DType dtype, int64_t count) {
-  if (dtype == DType::f32) return largest_of<DType::f32>(x, count);
-  return dtype == DType::bf16 ? largest_of<DType::bf16>(x, count) : largest_of<DType::f16>(x, count);
+  if (dtype == DType::f32) return largest_magnitude<DType::f32>(x, 0, count);
+  return dtype == DType::bf16 ? largest_magnitude<DType::bf16>(x, 0, count)
+                              : largest_magnitude<DType::f16>(x, 0, count);
 }
 
 void quantize(const void* x, DType dtype, int64_t count, float inverse, uint8_t* q) {

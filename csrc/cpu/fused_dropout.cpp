@@ -26,13 +26,11 @@ const KernelLevel level_of_bias("fused_dropout_backward_bias", [] { return backw
 constexpr int64_t kGrainElements = 32768;   // below this, waking a second thread costs more than it saves
 constexpr int64_t kStreamBytes = 32 << 20;  // outputs that no cache keeps until they are read again
 
-int64_t element_bytes(const DropoutArgs& args) { return args.dtype == DType::f32 ? 4 : 2; }
-
 void run_range(const DropoutArgs& args, DropoutKernel kernel, bool backward, int64_t begin, int64_t end, bool stream) {
   if (!args.seed || args.threshold < kDropAll) return kernel(args, begin, end, stream);
   // p = 1: the residual or zeros.
-  const int64_t at = begin * element_bytes(args);
-  const size_t bytes = static_cast<size_t>((end - begin) * element_bytes(args));
+  const int64_t at = begin * element_size(args.dtype);
+  const size_t bytes = static_cast<size_t>((end - begin) * element_size(args.dtype));
   char* out = static_cast<char*>(args.out) + at;
   if (!backward && args.other)
     std::memcpy(out, static_cast<const char*>(args.other) + at, bytes);
@@ -41,7 +39,7 @@ void run_range(const DropoutArgs& args, DropoutKernel kernel, bool backward, int
 }
 
 void run(const DropoutArgs& args, DropoutKernel kernel, bool backward) {
-  const int64_t bytes = args.numel * element_bytes(args);
+  const int64_t bytes = args.numel * element_size(args.dtype);
   about_to_write(args.out, static_cast<size_t>(bytes));
   const bool stream = bytes >= kStreamBytes && reinterpret_cast<uintptr_t>(args.out) % 64 == 0;
   const int64_t chunks = (args.numel + kDropoutChunk - 1) / kDropoutChunk;
@@ -62,7 +60,7 @@ void fused_dropout_range(const DropoutArgs& args, bool backward, int64_t begin, 
 }
 
 void fused_dropout_backward_bias(const DropoutArgs& args, float* dbias) {
-  about_to_write(args.out, static_cast<size_t>(args.numel * element_bytes(args)));
+  about_to_write(args.out, static_cast<size_t>(args.numel * element_size(args.dtype)));
   const int64_t rows = args.features ? args.numel / args.features : 0;
   run_row_slabs(rows, args.features, 1, dbias, [&](int64_t begin, int64_t end, float* sums) {
     fused_dropout_range(args, true, begin * args.features, end * args.features);

@@ -24,7 +24,7 @@ constexpr int64_t kGrainElements = 32768;   // below this, waking a second threa
 constexpr int64_t kStreamBytes = 32 << 20;  // outputs that no cache keeps until they are read again
 
 size_t bytes_of(const NormArgs& args) {
-  return static_cast<size_t>(args.rows * args.features * (args.dtype == DType::f32 ? 4 : 2));
+  return static_cast<size_t>(args.rows * args.features * element_size(args.dtype));
 }
 
 }  // namespace

@@ -17,7 +17,6 @@ constexpr Variants<QuantizeRowsKernel> variants = {{quantize_rows_scalar, nullpt
 const KernelLevel level_of_quantize_rows("quantize_rows", [] { return variants.level(); });
 constexpr int64_t kGrainElements = 32768;  // below this, waking a second thread costs more than it saves
 
-int64_t element_size(DType dtype) { return dtype == DType::f32 ? 4 : 2; }
 }  // namespace
 
 QuantizeRowsKernel quantize_rows_kernel() { return variants.pick(); }

@@ -46,13 +46,6 @@ void multiply_rows(const float* x, int64_t rows, const void* values, const uint8
   }
 }
 
-void multiply_entry(const float* x, int64_t rows, const void* values, DType dtype, const uint8_t* index, int64_t count,
-                    bool add, float* y) {
-  if (dtype == DType::f32) return multiply_rows<DType::f32>(x, rows, values, index, count, add, y);
-  if (dtype == DType::bf16) return multiply_rows<DType::bf16>(x, rows, values, index, count, add, y);
-  return multiply_rows<DType::f16>(x, rows, values, index, count, add, y);
-}
-
 }  // namespace
 
 const SemiKernels semi_kernels_avx2 = {multiply_entry, expand, grad_values<1>};

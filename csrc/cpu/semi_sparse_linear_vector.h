@@ -2,12 +2,11 @@
 // have defined before; everything is in an anonymous namespace.
 #pragma once
 
+#include "row_sums_vector.h"
 #include "semi_sparse_linear.h"
 
 namespace bigmodel {
 namespace {
-
-constexpr int copies_of(int sums) { return sums >= 8 ? 1 : sums >= 4 ? 2 : 4; }
 
 // R rows, V vectors of the tiles' outputs at a time.
 template <DType D, int R, int V>
@@ -18,13 +17,7 @@ void multiply(const float* x, int64_t panel, const void* values, const uint8_t* 
   constexpr int64_t kAhead = 4096 / kBytes;  // as far ahead as the processor's own prefetching does not see
   for (int n = 0; n < kTile; n += V * kLanes) {
     Floats sum[kCopies][R][V];
-#pragma GCC unroll 4
-    for (int u = 0; u < kCopies; ++u)
-#pragma GCC unroll 24
-      for (int r = 0; r < R; ++r)
-#pragma GCC unroll 8
-        for (int v = 0; v < V; ++v)
-          sum[u][r][v] = u == 0 && add ? load<DType::f32>(y, r * kTile + n + v * kLanes) : set(0.0f);
+    begin_sums(y + n, kTile, add, sum);
     for (int64_t i = 0; i < count; ++i) {
       const float* from = x + i * panel;
       Ints word[V];
@@ -51,15 +44,7 @@ void multiply(const float* x, int64_t panel, const void* values, const uint8_t* 
         }
       }
     }
-#pragma GCC unroll 24
-    for (int r = 0; r < R; ++r)
-#pragma GCC unroll 8
-      for (int v = 0; v < V; ++v) {
-        Floats total = sum[0][r][v];
-#pragma GCC unroll 4
-        for (int u = 1; u < kCopies; ++u) total = total + sum[u][r][v];
-        store<DType::f32>(y, r * kTile + n + v * kLanes, total);
-      }
+    end_sums(sum, y + n, kTile);
   }
 }
 
@@ -120,6 +105,18 @@ void expand(const void* values, DType dtype, const uint8_t* index, float* dense)
   if (dtype == DType::f32) return expand_dtype<DType::f32>(values, index, dense);
   if (dtype == DType::bf16) return expand_dtype<DType::bf16>(values, index, dense);
   return expand_dtype<DType::f16>(values, index, dense);
+}
+
+// Shares rows out among multiply<D, R, V> with as many sums as the registers hold: defined by the including file.
+template <DType D>
+void multiply_rows(const float* x, int64_t rows, const void* values, const uint8_t* index, int64_t count, bool add,
+                   float* y);
+
+void multiply_entry(const float* x, int64_t rows, const void* values, DType dtype, const uint8_t* index, int64_t count,
+                    bool add, float* y) {
+  if (dtype == DType::f32) return multiply_rows<DType::f32>(x, rows, values, index, count, add, y);
+  if (dtype == DType::bf16) return multiply_rows<DType::bf16>(x, rows, values, index, count, add, y);
+  return multiply_rows<DType::f16>(x, rows, values, index, count, add, y);
 }
 
 }  // namespace

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "../common/check.h"
+#include "../common/round.h"
 #include "../common/scratch.h"
 #include "conv_tile.h"
 #include "isa.h"
@@ -29,8 +30,6 @@ constexpr int64_t kGrainElements = 32768;
 enum Slot { kTileSlot, kSumSlot, kPlanesSlot };
 
 float* floats(Slot slot, int64_t count) { return static_cast<float*>(scratch(slot, static_cast<size_t>(count) * 4)); }
-
-constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // x with its padding as float32 [B,C,padded height,padded width]; x itself where it is that already.
 class Planes {

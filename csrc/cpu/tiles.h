@@ -13,7 +13,6 @@ constexpr int64_t kTileRows = 64;
 constexpr int64_t kTileLanes = 16;
 
 inline int64_t tile_width(int64_t rows) { return (rows + kTileLanes - 1) / kTileLanes * kTileLanes; }
-inline int64_t element_size(DType dtype) { return dtype == DType::f64 ? 8 : dtype == DType::f32 ? 4 : 2; }
 
 struct TileKernels {
   // x [rows][columns] of dtype (float32, bfloat16, float16), `stride` elements between rows -> tile [columns][width].

@@ -1,4 +1,4 @@
-"""Every op's schema and fake, in one place; their argument checks are in _checks.py."""
+"""Every op's schema and fake, in one place; their argument checks are in _checks/."""
 
 from __future__ import annotations
 

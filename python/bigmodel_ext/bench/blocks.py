@@ -76,18 +76,18 @@ def _two_four(n: int, k: int) -> Stored:
     return Stored("semi_sparse_linear", "2:4", weight, values, run, pack)
 
 
-def _others(x: Tensor, stored: Stored) -> Iterator[tuple[str, Call]]:
-    """Our unstructured op on the same weights, and torch's block-CSR product where it runs."""
+def _unstructured(x: Tensor, stored: Stored) -> Call:
+    """Our op for unstructured sparsity on the same weights."""
     n, panel = stored.weight.shape[0], csr.panel_for(stored.values.numel() / stored.weight.numel())
     values, crow, col, order = csr.sort_rows(*csr.pack(stored.weight, panel=panel), n)
-    yield "sparse_linear", lambda: F.sparse_linear(x, values, crow, col, out_features=n, panel=panel, order=order)
-    if stored.size is not None:
-        bsr = partial(tF.linear, x, stored.weight.to_sparse_bsr((stored.size, stored.size)))
-        try:
-            bsr()
-        except (RuntimeError, NotImplementedError):
-            return
-        yield "torch BSR", bsr
+    return lambda: F.sparse_linear(x, values, crow, col, out_features=n, panel=panel, order=order)
+
+
+def _torch_bsr(x: Tensor, weight: Tensor, size: int) -> Call:
+    """torch's own block-sparse product, verified."""
+    run = partial(tF.linear, x, weight.to_sparse_bsr((size, size)))
+    peers.check(run, tF.linear(x, weight), "fp32")
+    return run
 
 
 def _case(m: int, stored: Stored, selection: Selection) -> Case:
@@ -95,7 +95,11 @@ def _case(m: int, stored: Stored, selection: Selection) -> Case:
     ours, real = partial(stored.run, x, stored.values), 2.0 * m * stored.values.numel()
     candidates: dict[str, Call] = {stored.op: ours}
     candidates |= peers.linear_peers(peers.FP32, selection, x, stored.weight, torch.zeros(n), "warm")
-    candidates |= {name: call for name, call in _others(x, stored) if selection.wants(name)}
+    if selection.wants("sparse_linear"):
+        candidates["sparse_linear"] = _unstructured(x, stored)
+    if stored.size is not None and selection.wants("torch BSR"):
+        bsr = peers.tried("torch BSR", partial(_torch_bsr, x, stored.weight, stored.size))
+        candidates |= {"torch BSR": bsr} if bsr else {}
     traffic = 4.0 * (stored.values.numel() + m * (k + n))
     return Case(
         stored.op, f"M={m} N={n} K={k} {stored.label}", candidates,

@@ -12,6 +12,7 @@ import statistics
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from torch import Tensor
 from torch.nn.functional import conv2d
 
 from bigmodel_ext import _reference
-from bigmodel_ext.bench import harness, limits
+from bigmodel_ext.bench import harness, limits, peers
 from bigmodel_ext.bench.selection import Selection
 from bigmodel_ext.formats import csr, int8_conv
 
@@ -85,25 +86,22 @@ def _torch_float(x: Tensor, weight: Tensor, bias: Tensor, shape: Shape) -> tuple
     return runs[layout], layout
 
 
-def _packed(x: Tensor, weight: Tensor, bias: Tensor, shape: Shape) -> Callable[[], Tensor] | None:
+def _packed(x: Tensor, weight: Tensor, bias: Tensor, shape: Shape) -> Callable[[], Tensor]:
     numbers = ([shape.padding] * 2, [shape.stride] * 2, [1, 1], shape.groups)
     last = x.to(memory_format=LAST)
-    try:
-        packed = torch.ops.mkldnn._reorder_convolution_weight(weight, *numbers, list(x.shape))
+    packed = torch.ops.mkldnn._reorder_convolution_weight(weight, *numbers, list(x.shape))
 
-        def run() -> Tensor:
-            return torch.ops.mkldnn._convolution_pointwise(last, packed, bias, *numbers, "none", [], "")
+    def run() -> Tensor:
+        return torch.ops.mkldnn._convolution_pointwise(last, packed, bias, *numbers, "none", [], "")
 
-        _close(run(), conv2d(x, weight, bias, *shape.args), 1e-3)
-        return run
-    except RuntimeError as reason:
-        print(f"onednn packed left out: {str(reason).splitlines()[0][:90]}")
-        return None
+    _close(run(), conv2d(x, weight, bias, *shape.args), 1e-3)
+    return run
 
 
-def _torch_int8(engine: str, x: Tensor, weight: Tensor, bias: Tensor, shape: Shape) -> dict[str, Callable[[], Tensor]]:
-    """torch's quantized convolution: dynamic, and static with the input quantized and the output dequantized."""
-    found: dict[str, Callable[[], Tensor]] = {}
+def _torch_int8(engine: str, kind: str, x: Tensor, weight: Tensor, bias: Tensor, shape: Shape) -> Callable[[], Tensor]:
+    """torch's quantized convolution: dynamic, or static with the input quantized and the output dequantized."""
+    if engine not in torch.backends.quantized.supported_engines:
+        raise peers.Missing(f"this torch has no engine {engine}")
     before = torch.backends.quantized.engine
     wanted, last = conv2d(x, weight, bias, *shape.args), x.to(memory_format=LAST)
     try:
@@ -122,16 +120,20 @@ def _torch_int8(engine: str, x: Tensor, weight: Tensor, bias: Tensor, shape: Sha
         def dynamic() -> Tensor:
             return torch.ops.quantized.conv2d_dynamic(x, packed, False)
 
-        for name, run in (("static", static), ("dynamic", dynamic)):
-            try:
-                _close(run(), wanted, 0.05)
-                found[f"torch {engine} {name}"] = run
-            except RuntimeError as reason:
-                print(f"torch {engine} {name} left out: {str(reason).splitlines()[0][:90]}")
-    except RuntimeError as reason:
-        print(f"torch {engine} left out: {str(reason).splitlines()[0][:90]}")
+        run = static if kind == "static" else dynamic
+        _close(run(), wanted, 0.05)
+        return run
     finally:
         torch.backends.quantized.engine = before
+
+
+def _int8_peers(x: Tensor, weight: Tensor, bias: Tensor, shape: Shape) -> dict[str, Callable[[], object]]:
+    found: dict[str, Callable[[], object]] = {}
+    for engine, kind in itertools.product(ENGINES, ("static", "dynamic")):
+        name = f"torch {engine} {kind}"
+        run = peers.tried(name, partial(_torch_int8, engine, kind, x, weight, bias, shape))
+        if run:
+            found[name] = run
     return found
 
 
@@ -144,7 +146,7 @@ def _case(
     bias: Tensor,
     ours: Callable[[Tensor], Tensor],
     verify: Callable[[], None],
-    peers: dict[str, Callable[[], object]],
+    others: dict[str, Callable[[], object]],
 ) -> harness.Case:
     """Ours is timed channels last; contiguous it is one of the peers."""
     last = x.to(memory_format=LAST)
@@ -154,10 +156,10 @@ def _case(
         op: lambda: ours(last),
         "torch fp32": dense,
         "torch bf16": lambda: conv2d(x16, w16, b16, *shape.args),
-        **peers,
+        **others,
         "ours contiguous": lambda: ours(x),
     }
-    packed = _packed(x, weight, bias, shape)
+    packed = peers.tried("onednn packed", partial(_packed, x, weight, bias, shape))
     if packed:
         candidates["onednn packed"] = packed
     operations = shape.operations(batch)
@@ -182,10 +184,8 @@ def int8_cases(shapes: Sequence[Shape], batches: list[int]) -> Iterator[harness.
                 expected = _reference.int8_conv2d(x[:1], *args)
                 assert torch.equal(ours(x)[:1], expected), f"int8_conv2d {shape} differs from the reference"
 
-            engines = [e for e in ENGINES if e in torch.backends.quantized.supported_engines]
-            found = (_torch_int8(e, x, weight, bias, shape) for e in engines)
-            peers: dict[str, Callable[[], object]] = {k: v for named in found for k, v in named.items()}
-            yield _case("int8_conv2d", shape, batch, x, weight, bias, ours, verify, peers)
+            others = _int8_peers(x, weight, bias, shape)
+            yield _case("int8_conv2d", shape, batch, x, weight, bias, ours, verify, others)
 
 
 def sparse_cases(shapes: Sequence[Shape], batches: list[int]) -> Iterator[harness.Case]:

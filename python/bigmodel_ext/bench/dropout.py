@@ -7,6 +7,7 @@ share of the memory bandwidth that an allocating op can have.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import torch
 import torch.nn.functional as TF
@@ -101,13 +102,16 @@ def _functions(selection: Selection, inputs: tuple[Tensor, ...], chain: bool) ->
     """Ours and the peers, verified."""
     theirs = _chain if chain else _plain
     found: dict[str, Function] = {"fused_dropout": _ours_chain if chain else _ours_plain}
+
+    def build(name: str) -> Function:
+        function: Function = torch.compile(theirs, fullgraph=True) if name == "inductor" else theirs
+        _check_peer(function, inputs, chain)
+        return function
+
     for name in filter(selection.wants, ("torch eager", "inductor")):
-        try:
-            function: Function = torch.compile(theirs, fullgraph=True) if name == "inductor" else theirs
-            _check_peer(function, inputs, chain)
+        function = peers.tried(name, partial(build, name))  # inductor needs a compiler, and may fail in any way
+        if function:
             found[name] = function
-        except Exception as reason:  # inductor needs a compiler, and may fail in any way
-            peers.tell_once(name, reason)
     return found
 
 

@@ -15,6 +15,7 @@ import io
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -179,21 +180,23 @@ def _check(variant: Variant, converted: nn.Module, dense: nn.Module, ids: Tensor
         raise ArithmeticError(f"{variant.name}: outputs are off by {error:.3g}, at most {TOLERANCE[variant.dtype]:g}")
 
 
+def _converted(variant: Variant, dense: nn.Module, ids: Tensor) -> nn.Module:
+    model = variant.convert(copy.deepcopy(dense))
+    _check(variant, model, dense, ids)
+    return model
+
+
 def _models(dense: nn.Module, ids: Tensor, selection: Selection) -> dict[str, nn.Module]:
     """Ours and the chosen peers, verified on two sequences: ours must be right, a peer is left out if it is not."""
     found: dict[str, nn.Module] = {}
     for variant in OURS:
-        found[variant.name] = variant.convert(copy.deepcopy(dense))
-        _check(variant, found[variant.name], dense, ids[:2])
+        found[variant.name] = _converted(variant, dense, ids[:2])
     for variant in PEERS:
         if not selection.wants(variant.name):
             continue
-        try:
-            model = variant.convert(copy.deepcopy(dense))
-            _check(variant, model, dense, ids[:2])
+        model = peers.tried(variant.name, partial(_converted, variant, dense, ids[:2]))
+        if model:
             found[variant.name] = model
-        except Exception as reason:  # a peer's failure is not ours: it is named and the others are timed
-            peers.tell_once(variant.name, reason)
     return found
 
 

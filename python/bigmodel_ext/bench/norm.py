@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 
 import torch
 import torch.nn.functional as TF
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from bigmodel_ext import _reference
 from bigmodel_ext import functional as F
+from bigmodel_ext.bench import peers
 from bigmodel_ext.bench.harness import Case
 from bigmodel_ext.bench.selection import Selection
 
@@ -46,6 +48,12 @@ def _torchs(norm: str) -> Callable[..., tuple[Tensor, Tensor]]:
     return layer if norm == "layer" else rms
 
 
+def _compiled(norm: str, inputs: tuple[Tensor, ...]) -> Callable[..., tuple[Tensor, Tensor]]:
+    compiled = torch.compile(_torchs(norm), fullgraph=True)
+    compiled(*inputs)  # inductor needs a compiler, and may fail in any way
+    return compiled
+
+
 def _verify(x: Tensor, residual: Tensor, weight: Tensor, norm_bias: Tensor, norm: str) -> Callable[[], None]:
     def verify() -> None:
         rows, raw = slice(0, 64), torch.ops.bigmodel_ext
@@ -70,16 +78,15 @@ def _forward(f: Callable[..., object], inputs: tuple[Tensor, ...]) -> Callable[[
     return call
 
 
-def _pair(m: int, n: int, dtype: torch.dtype, norm: str) -> Iterator[Case]:
+def _pair(m: int, n: int, dtype: torch.dtype, norm: str, selection: Selection) -> Iterator[Case]:
     torch._dynamo.reset()
     x, residual, gy, gh = (torch.randn(m, n, dtype=dtype) for _ in range(4))
     weight, norm_bias = torch.rand(n, dtype=dtype) + 0.5, torch.randn(n, dtype=dtype)
     inputs = (x, residual, weight, norm_bias)
-    functions = {
-        "ours": _ours(norm),
-        "torch eager": _torchs(norm),
-        "inductor": torch.compile(_torchs(norm), fullgraph=True),
-    }
+    functions = {"ours": _ours(norm), "torch eager": _torchs(norm)}
+    if selection.wants("inductor"):
+        inductor = peers.tried("inductor", partial(_compiled, norm, inputs))
+        functions |= {"inductor": inductor} if inductor else {}
     verify, op = _verify(*inputs, norm), f"dropout+residual+{norm}norm"
     label, size = f"{m}x{n} {str(dtype)[6:]}", x.numel() * x.element_size()
     forward = {name: _forward(f, inputs) for name, f in functions.items()}
@@ -102,6 +109,6 @@ def cases(selection: Selection) -> Iterator[Case]:
     for m, n in [(s[0], s[1]) for s in selection.shapes] or shapes:
         for dtype in (torch.float32, torch.bfloat16):
             for norm in ("layer", "rms"):
-                for case in _pair(m, n, dtype, norm):
+                for case in _pair(m, n, dtype, norm, selection):
                     wanted = {k: c for k, c in case.candidates.items() if k == "ours" or selection.wants(k)}
                     yield replace(case, candidates=wanted)

@@ -11,7 +11,8 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -24,6 +25,9 @@ from bigmodel_ext.bench.selection import Selection
 # The largest error that a peer may make, as a share of the largest output of float32: what its dtype brings and some
 # room. It is not to judge a peer's accuracy, but so that nobody times one that computes something else.
 TOLERANCE = {"fp32": 1e-3, "bf16": 0.03, "int8": 0.06}
+
+
+T = TypeVar("T")
 
 
 class Missing(Exception):
@@ -240,12 +244,23 @@ def tell_once(name: str, reason: object) -> None:
         print(line, flush=True)
 
 
+def tried(name: str, build: Callable[[], T]) -> T | None:
+    """What build returns; or None, and said why, where the peer can't be had: its failure is not ours."""
+    try:
+        return build()
+    except Missing as reason:
+        tell_once(name, reason)
+    except Exception as error:
+        tell_once(name, f"{type(error).__name__}: {error}")
+    return None
+
+
 def copies(weight_bytes: float) -> int:
     """How many weights of this size must take turns so that none is still in a cache when it is its turn again."""
     return 1 + int(2 * host.cache_bytes() / weight_bytes)
 
 
-def check(name: str, run: Call, expected: Tensor, dtype: str) -> None:
+def check(run: Call, expected: Tensor, dtype: str) -> None:
     """Raises Missing if the peer's output is not float32's, within what its dtype brings."""
     out = torch.as_tensor(run()).float()
     error = float((out - expected).abs().max() / expected.abs().max().clamp(min=1e-30))
@@ -261,21 +276,21 @@ def linear_peers(
     torch.compiler.reset()  # a shape compiled before counts towards the number of recompilations otherwise
     expected = linear(x, weight, bias)
     found: dict[str, Call] = {}
+
+    def build(peer: Peer) -> Call:
+        if peer.compiles and selection.size == "quick" and not selection.peers:
+            raise Missing("it compiles too long for --quick; ask for it by --peers")
+        run = peer.build(x, weight, bias)
+        check(run, expected, peer.dtype)
+        if cache == "cold":
+            more = range(copies(peer.weight_bytes * weight.numel()) - 1)
+            run = rotating([run, *(peer.build(x, weight.clone(), bias) for _ in more)])
+        return run
+
     for name in filter(selection.wants, names):
-        peer = LINEAR[name]
-        try:
-            if peer.compiles and selection.size == "quick" and not selection.peers:
-                raise Missing("it compiles too long for --quick; ask for it by --peers")
-            run = peer.build(x, weight, bias)
-            check(name, run, expected, peer.dtype)
-            if cache == "cold":
-                more = range(copies(peer.weight_bytes * weight.numel()) - 1)
-                run = rotating([run, *(peer.build(x, weight.clone(), bias) for _ in more)])
+        run = tried(name, partial(build, LINEAR[name]))
+        if run:
             found[name] = run
-        except Missing as reason:
-            tell_once(name, reason)
-        except Exception as error:  # a peer's failure is not ours: it is named and the others are timed
-            tell_once(name, f"{type(error).__name__}: {error}")
     return found
 
 

@@ -1,0 +1,63 @@
+"""Weights in panels of compressed sparse rows."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from bigmodel_ext import _dispatch, _native
+from bigmodel_ext.backends.cpu._rows import output_rows
+
+
+def sparse_linear(
+    x: Tensor,
+    values: Tensor,
+    crow: Tensor,
+    col: Tensor,
+    bias: Tensor | None,
+    out_features: int,
+    panel: int,
+    order: Tensor | None = None,
+) -> Tensor:
+    if x.dtype is torch.float64:
+        return _dispatch.fall_back("sparse_linear", x, values, crow, col, bias, out_features, panel, order)
+    out = x.new_empty(x.size(0), out_features) if x.dim() == 2 and out_features >= 0 else output_rows(x, out_features)
+    _native.sparse_linear(x, values, crow, col, order, bias, out, panel)
+    return out
+
+
+def sparse_linear_grad_input(
+    grad: Tensor, values: Tensor, crow: Tensor, col: Tensor, in_features: int, panel: int, order: Tensor | None = None
+) -> Tensor:
+    if grad.dtype is torch.float64:
+        return _dispatch.fall_back("sparse_linear_grad_input", grad, values, crow, col, in_features, panel, order)
+    out = output_rows(grad, in_features, "in_features")
+    _native.sparse_linear_grad_input(grad, values, crow, col, order, out, panel)
+    return out
+
+
+def sparse_linear_grad_values(
+    grad: Tensor, x: Tensor, crow: Tensor, col: Tensor, panel: int, order: Tensor | None = None
+) -> Tensor:
+    if grad.dtype is torch.float64:
+        return _dispatch.fall_back("sparse_linear_grad_values", grad, x, crow, col, panel, order)
+    out = grad.new_empty(col.shape)
+    _native.sparse_linear_grad_values(grad, x, crow, col, order, out, panel)
+    return out
+
+
+def int8_sparse_linear(
+    x: Tensor,
+    values: Tensor,
+    crow: Tensor,
+    col: Tensor,
+    weight_scale: Tensor,
+    row_sum: Tensor,
+    bias: Tensor | None,
+    panel: int,
+    order: Tensor | None = None,
+) -> Tensor:
+    n = weight_scale.numel()
+    out = x.new_empty(x.size(0), n) if x.dim() == 2 else output_rows(x, n)
+    _native.int8_sparse_linear(x, values, crow, col, order, weight_scale, row_sum, bias, out, panel)
+    return out
