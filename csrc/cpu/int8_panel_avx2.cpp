@@ -10,9 +10,11 @@ namespace {
 
 constexpr int kMostVectors = 8;  // of 8 outputs: 64 columns
 constexpr int kTileVectors = 2;  // 12 sums, 2 weights, an activation and a product fill the 16 registers
+constexpr int32_t kLowOffset = 0;
 using Ints = __m256i;
 
-inline Ints zero() { return _mm256_setzero_si256(); }
+inline Ints set(int32_t v) { return _mm256_set1_epi32(v); }
+inline Ints ones() { return _mm256_set1_epi16(1); }
 inline Ints load(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }
 inline Ints broadcast(const uint32_t* p) { return _mm256_set1_epi32(static_cast<int>(*p)); }
 inline Ints add(Ints a, Ints b) { return _mm256_add_epi32(a, b); }
@@ -21,6 +23,13 @@ inline Ints low_bytes(Ints v) { return _mm256_srai_epi16(_mm256_slli_epi16(v, 8)
 inline Ints high_bytes(Ints v) { return _mm256_srai_epi16(v, 8); }
 inline Ints unsigned_low_bytes(Ints v) { return _mm256_and_si256(v, _mm256_set1_epi16(0xff)); }
 inline Ints unsigned_high_bytes(Ints v) { return _mm256_srli_epi16(v, 8); }
+inline int32_t sum_of(Ints v) {
+  alignas(32) int32_t lanes[kLanes];
+  _mm256_store_si256(reinterpret_cast<__m256i*>(lanes), v);
+  int32_t sum = 0;
+  for (int32_t lane : lanes) sum += lane;
+  return sum;
+}
 inline Floats load_floats(const float* p) { return _mm256_loadu_ps(p); }
 inline Floats to_floats(Ints v) { return _mm256_cvtepi32_ps(v); }
 inline Floats times(Floats a, Floats b) { return _mm256_mul_ps(a, b); }

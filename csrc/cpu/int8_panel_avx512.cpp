@@ -7,21 +7,26 @@
 namespace bigmodel {
 namespace {
 
-constexpr int kLanes = 16;       // outputs of a vector
-constexpr int kMostVectors = 4;  // 64 columns
-constexpr int kTileVectors = 4;  // 24 sums, 4 weights, an activation and a product of 32 registers
+constexpr int kLanes = 16;           // outputs of a vector
+constexpr int kMostVectors = 4;      // 64 columns
+constexpr int kTileVectors = 4;      // 24 sums, 4 weights, an activation and a product of 32 registers
+constexpr int32_t kLowOffset = 128;  // one operation instead of two shifts
 using Ints = __m512i;
 using Floats = __m512;
 
-inline Ints zero() { return _mm512_setzero_si512(); }
+inline Ints set(int32_t v) { return _mm512_set1_epi32(v); }
+inline Ints ones() { return _mm512_set1_epi16(1); }
 inline Ints load(const void* p) { return _mm512_loadu_si512(p); }
 inline Ints broadcast(const uint32_t* p) { return _mm512_set1_epi32(static_cast<int>(*p)); }
 inline Ints add(Ints a, Ints b) { return _mm512_add_epi32(a, b); }
 inline Ints subtract(Ints a, Ints b) { return _mm512_sub_epi32(a, b); }
-inline Ints low_bytes(Ints v) { return _mm512_srai_epi16(_mm512_slli_epi16(v, 8), 8); }
+inline Ints low_bytes(Ints v) {  // (v ^ 0x80) & 0xff
+  return _mm512_ternarylogic_epi32(v, _mm512_set1_epi16(0x80), _mm512_set1_epi16(0xff), 0x28);
+}
 inline Ints high_bytes(Ints v) { return _mm512_srai_epi16(v, 8); }
 inline Ints unsigned_low_bytes(Ints v) { return _mm512_and_si512(v, _mm512_set1_epi16(0xff)); }
 inline Ints unsigned_high_bytes(Ints v) { return _mm512_srli_epi16(v, 8); }
+inline int32_t sum_of(Ints v) { return _mm512_reduce_add_epi32(v); }
 inline Floats set(float v) { return _mm512_set1_ps(v); }
 inline Floats load_floats(const float* p) { return _mm512_loadu_ps(p); }
 inline Floats to_floats(Ints v) { return _mm512_cvtepi32_ps(v); }
