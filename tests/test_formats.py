@@ -1,4 +1,5 @@
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -121,6 +122,24 @@ def test_int8_round_trip(n, k):
     assert torch.equal(_reference.unpack_int8(packed, n, k), weight)
     sums = packed[:, 0].contiguous().view(torch.int32).flatten()[:n]
     assert torch.equal(sums, 128 * weight.sum(1, dtype=torch.int32))
+
+
+def _page_flags(address):
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        word = line.split()[0]
+        if "-" in word:
+            first, end = (int(part, 16) for part in word.split("-"))
+        elif word == "VmFlags:" and first <= address < end:
+            return line.split()[1:]
+    return []
+
+
+@pytest.mark.skipif(
+    not Path("/sys/kernel/mm/transparent_hugepage/enabled").exists(), reason="this system has no huge pages to ask for"
+)
+def test_large_packed_weights_ask_for_huge_pages():
+    packed = int8.pack(torch.ones(4096, 2048, dtype=torch.int8))
+    assert "hg" in _page_flags(packed.data_ptr() + packed.nbytes // 2)
 
 
 def test_int8_refuses():

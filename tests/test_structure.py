@@ -19,7 +19,7 @@ ALLOWED = {
     "_checks": ("_checks",),
     "_ops.py": ("_checks",),
     "functional": ("_checks", "_autograd", "_dispatch", "backends", "functional"),
-    "formats": ("_checks", "_reference", "formats"),
+    "formats": ("_checks", "_native", "_reference", "formats"),
     "nn": ("functional", "formats", "nn"),
     "compress": ("nn", "functional", "convert", "checkpoint", "compress", "train", "_measure", "_choose", "_machine"),
     "train": ("nn", "functional", "convert", "checkpoint", "compress", "train"),

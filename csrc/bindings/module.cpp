@@ -2,6 +2,7 @@
 #include <pybind11/pybind11.h>
 
 #include "../common/check.h"
+#include "../common/pages.h"
 #include "../common/parallel.h"
 #include "../cpu/isa.h"
 #include "tensor.h"
@@ -41,6 +42,8 @@ PYBIND11_MODULE(_C, m) {
   m.def("set_active_isa", &set_active_isa);
   m.def("kernel_isa", [](const std::string& op) { return isa_name(kernel_isa(op)); });
   m.def("num_threads", &num_threads);
+  m.def("about_to_write",
+        [](uintptr_t address, size_t bytes) { about_to_write(reinterpret_cast<void*>(address), bytes); });
   register_int8_linear(m);
   register_int8_mm(m);
   register_int8_conv2d(m);

@@ -1,127 +1,73 @@
-// vpmaddubsw saturates (two products reach 65,280), so the exact way is 16-bit: vpmaddwd sums two products in int32. A
-// vector of 4 outputs x 4 weights, widened, times a broadcast group of 4 activations gives two partial sums an output.
 #include <immintrin.h>
 
 #include <cstring>
 
-#include "../common/half.h"
 #include "int8_panel.h"
+#include "simd_avx2.h"
 
 namespace bigmodel {
 namespace {
 
-constexpr int kMaxRows = 6;
-constexpr int kVectors = 2;  // of 4 outputs: 12 sums, 2 weights and an activation fill the 16 registers
+constexpr int kMostVectors = 8;  // of 8 outputs: 64 columns
+constexpr int kTileVectors = 2;  // 12 sums, 2 weights, an activation and a product fill the 16 registers
+constexpr int32_t kLowOffset = 0;
+using Ints = __m256i;
 
-inline __m256i load8(const int32_t* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
-inline void store8(int32_t* p, __m256i v) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), v); }
-
-// sums [rows, 64], of which 8 columns are written; a16 [rows, 4 * groups].
-template <int rows>
-void tile(const uint16_t* a16, int64_t a_stride, const int8_t* b, int64_t groups, int32_t* sums) {
-  __m256i acc[rows][kVectors];
-#pragma GCC unroll 8
-  for (int r = 0; r < rows; ++r) {
-#pragma GCC unroll 8
-    for (int c = 0; c < kVectors; ++c) acc[r][c] = _mm256_setzero_si256();
-  }
-  for (int64_t g = 0; g < groups; ++g, a16 += 4, b += 256) {
-    __m256i weights[kVectors];
-#pragma GCC unroll 8
-    for (int c = 0; c < kVectors; ++c)
-      weights[c] = _mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(b + c * 16)));
-#pragma GCC unroll 8
-    for (int r = 0; r < rows; ++r) {
-      int64_t group;
-      std::memcpy(&group, a16 + r * a_stride, 8);
-      const __m256i activations = _mm256_set1_epi64x(group);
-#pragma GCC unroll 8
-      for (int c = 0; c < kVectors; ++c) {
-        acc[r][c] = _mm256_add_epi32(acc[r][c], _mm256_madd_epi16(activations, weights[c]));
-        __asm__ volatile("" : "+x"(acc[r][c]));  // keeps GCC from doing every product first and spilling
-      }
-    }
-  }
-#pragma GCC unroll 8
-  for (int r = 0; r < rows; ++r) {
-    // Pairs are summed within 128-bit halves, [0 1 4 5 | 2 3 6 7], then put in order.
-    const __m256i pairs = _mm256_hadd_epi32(acc[r][0], acc[r][1]);
-    store8(sums + r * kPanelColumns, _mm256_permute4x64_epi64(pairs, 0xd8));
-  }
+inline Ints set(int32_t v) { return _mm256_set1_epi32(v); }
+inline Ints ones() { return _mm256_set1_epi16(1); }
+inline Ints load(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }
+inline Ints broadcast(const uint32_t* p) { return _mm256_set1_epi32(static_cast<int>(*p)); }
+inline Ints add(Ints a, Ints b) { return _mm256_add_epi32(a, b); }
+inline Ints subtract(Ints a, Ints b) { return _mm256_sub_epi32(a, b); }
+inline Ints low_bytes(Ints v) { return _mm256_srai_epi16(_mm256_slli_epi16(v, 8), 8); }
+inline Ints high_bytes(Ints v) { return _mm256_srai_epi16(v, 8); }
+inline Ints unsigned_low_bytes(Ints v) { return _mm256_and_si256(v, _mm256_set1_epi16(0xff)); }
+inline Ints unsigned_high_bytes(Ints v) { return _mm256_srli_epi16(v, 8); }
+inline int32_t sum_of(Ints v) {
+  alignas(32) int32_t lanes[kLanes];
+  _mm256_store_si256(reinterpret_cast<__m256i*>(lanes), v);
+  int32_t sum = 0;
+  for (int32_t lane : lanes) sum += lane;
+  return sum;
+}
+inline Floats load_floats(const float* p) { return _mm256_loadu_ps(p); }
+inline Floats to_floats(Ints v) { return _mm256_cvtepi32_ps(v); }
+inline Floats times(Floats a, Floats b) { return _mm256_mul_ps(a, b); }
+inline Floats plus(Floats a, Floats b) { return _mm256_add_ps(a, b); }
+inline void store(char* p, Ints v) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), v); }
+inline void store(char* p, Floats v) { _mm256_storeu_ps(reinterpret_cast<float*>(p), v); }
+// sum + a * b, in assembly: GCC would take a register too many, or do every product before the additions and spill.
+inline Ints multiply_add(Ints sum, Ints a, Ints b) {
+  Ints product;
+  __asm__("vpmaddwd %3, %2, %1\n\tvpaddd %1, %0, %0" : "+v"(sum), "=&v"(product) : "v"(a), "v"(b));
+  return sum;
 }
 
-using Tile = void (*)(const uint16_t*, int64_t, const int8_t*, int64_t, int32_t*);
-constexpr Tile tiles[kMaxRows] = {tile<1>, tile<2>, tile<3>, tile<4>, tile<5>, tile<6>};
-
-void widen(const uint8_t* a, int64_t count, uint16_t* a16) {
-  for (int64_t i = 0; i < count; ++i) a16[i] = a[i];
+template <DType dtype>
+void narrow(const float* y, uint16_t* half) {
+  for (int64_t n = 0; n < kPanelColumns; n += kLanes)
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(half + n), to_half<dtype>(_mm256_load_ps(y + n)));
 }
 
-// Subtracts the compensation, adds earlier blocks of K; in place.
-void correct(const Int8Panel& p, int64_t row, int32_t* sums) {
-  for (int64_t n = 0; n < kPanelColumns; n += 8) {
-    __m256i acc = load8(sums + n);
-    if (p.compensation) acc = _mm256_sub_epi32(acc, load8(p.compensation + n));
-    if (!p.first) acc = _mm256_add_epi32(acc, load8(p.partial + row * kPanelColumns + n));
-    store8(sums + n, acc);
+// A tile's results, float32 or int32 [rows, 64], to an output of another dtype or of fewer columns.
+void store_rows(const Int8Panel& p, int64_t row, int64_t rows, const float* y) {
+  const bool wide = p.out_dtype == DType::f32 || p.out_dtype == DType::i32;
+  const size_t bytes = static_cast<size_t>(p.columns) * (wide ? 4 : 2);
+  char* to = static_cast<char*>(p.out) + row * p.out_stride * (wide ? 4 : 2);
+  for (int64_t r = 0; r < rows; ++r, y += kPanelColumns, to += p.out_stride * (wide ? 4 : 2)) {
+    alignas(32) uint16_t half[kPanelColumns];
+    if (!wide) p.out_dtype == DType::f16 ? narrow<DType::f16>(y, half) : narrow<DType::bf16>(y, half);
+    std::memcpy(to, wide ? static_cast<const void*>(y) : half, bytes);
   }
-}
-
-void scale(const Int8Panel& p, int64_t row, const int32_t* sums, float* y) {
-  const __m256 x_scale = _mm256_set1_ps(p.x_scale[row]);
-  for (int64_t n = 0; n < kPanelColumns; n += 8) {
-    __m256 v = _mm256_mul_ps(_mm256_cvtepi32_ps(load8(sums + n)), x_scale);
-    v = _mm256_mul_ps(v, _mm256_loadu_ps(p.weight_scale + n));
-    if (p.bias) v = _mm256_add_ps(v, _mm256_loadu_ps(p.bias + n));
-    _mm256_storeu_ps(y + n, v);
-  }
-}
-
-void narrow(DType dtype, const float* y, uint16_t* half) {
-  for (int64_t n = 0; n < kPanelColumns; n += 8) {
-    if (dtype == DType::f16) {
-      const __m128i h = _mm256_cvtps_ph(_mm256_loadu_ps(y + n), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-      _mm_storeu_si128(reinterpret_cast<__m128i*>(half + n), h);
-    } else {
-      for (int64_t i = n; i < n + 8; ++i) half[i] = float_to_bf16(y[i]);
-    }
-  }
-}
-
-void finish(const Int8Panel& p, int64_t row, int32_t* sums) {
-  correct(p, row, sums);
-  if (!p.last) {
-    std::memcpy(p.partial + row * kPanelColumns, sums, kPanelColumns * 4);
-    return;
-  }
-  const int64_t at = row * p.out_stride;
-  if (p.out_dtype == DType::i32) {
-    std::memcpy(static_cast<int32_t*>(p.out) + at, sums, static_cast<size_t>(p.columns) * 4);
-    return;
-  }
-  alignas(32) float y[kPanelColumns];
-  scale(p, row, sums, y);
-  if (p.out_dtype == DType::f32) {
-    std::memcpy(static_cast<float*>(p.out) + at, y, static_cast<size_t>(p.columns) * 4);
-    return;
-  }
-  alignas(32) uint16_t half[kPanelColumns];
-  narrow(p.out_dtype, y, half);
-  std::memcpy(static_cast<uint16_t*>(p.out) + at, half, static_cast<size_t>(p.columns) * 2);
 }
 
 }  // namespace
+}  // namespace bigmodel
 
-void int8_panel_avx2(const Int8Panel& p) {
-  const int64_t k = 4 * p.groups;
-  alignas(64) uint16_t a16[kMaxRows * 4 * kPanelMaxGroups];
-  alignas(64) int32_t sums[kMaxRows * kPanelColumns];
-  for (int64_t row = 0; row < p.rows; row += kMaxRows) {
-    const int64_t rows = p.rows - row < kMaxRows ? p.rows - row : kMaxRows;
-    for (int64_t r = 0; r < rows; ++r) widen(p.a + (row + r) * p.a_stride, k, a16 + r * k);
-    for (int64_t n = 0; n < kPanelColumns; n += 8) tiles[rows - 1](a16, k, p.b + n * 4, p.groups, sums + n);
-    for (int64_t r = 0; r < rows; ++r) finish(p, row + r, sums + r * kPanelColumns);
-  }
-}
+#include "int8_panel_pairs.h"
+
+namespace bigmodel {
+
+void int8_panel_avx2(const Int8Panel& p) { run_panel(p); }
 
 }  // namespace bigmodel

@@ -37,5 +37,27 @@ inline void store16(void* out, int64_t at, bool whole, __mmask16 mask, __m512 y)
   whole ? _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), half) : _mm256_mask_storeu_epi16(to, mask, half);
 }
 
+// A tile's results, float32 or int32 [rows, 64], to an output of another dtype or of fewer columns.
+template <DType dtype>
+void store_rows(const Int8Panel& p, int64_t row, int64_t rows, const float* y) {
+  for (int64_t r = 0; r < rows; ++r, y += kPanelColumns) {
+    for (int64_t n = 0; n < p.columns; n += 16) {
+      const int64_t left = p.columns - n;
+      store16<dtype>(p.out, (row + r) * p.out_stride + n, left >= 16, columns_mask(left), _mm512_load_ps(y + n));
+    }
+  }
+}
+
+inline void store_rows(const Int8Panel& p, int64_t row, int64_t rows, const float* y) {
+  switch (p.out_dtype) {
+    case DType::bf16:
+      return store_rows<DType::bf16>(p, row, rows, y);
+    case DType::f16:
+      return store_rows<DType::f16>(p, row, rows, y);
+    default:  // float32, and int32 as the bits that it is
+      return store_rows<DType::f32>(p, row, rows, y);
+  }
+}
+
 }  // namespace
 }  // namespace bigmodel

@@ -101,28 +101,6 @@ template <int lines, bool real>
 constexpr Tile tiles[kMaxRows] = {tile<1, lines, real>, tile<2, lines, real>, tile<3, lines, real>,
                                   tile<4, lines, real>, tile<5, lines, real>, tile<6, lines, real>};
 
-// A tile's results, float32 or int32 [rows, 64], to an output of another dtype or of fewer columns.
-template <DType dtype>
-void store_rows(const Int8Panel& p, int64_t row, int64_t rows, const float* y) {
-  for (int64_t r = 0; r < rows; ++r, y += kPanelColumns) {
-    for (int64_t n = 0; n < p.columns; n += 16) {
-      const int64_t left = p.columns - n;
-      store16<dtype>(p.out, (row + r) * p.out_stride + n, left >= 16, columns_mask(left), _mm512_load_ps(y + n));
-    }
-  }
-}
-
-void store_rows(const Int8Panel& p, int64_t row, int64_t rows, const float* y) {
-  switch (p.out_dtype) {
-    case DType::bf16:
-      return store_rows<DType::bf16>(p, row, rows, y);
-    case DType::f16:
-      return store_rows<DType::f16>(p, row, rows, y);
-    default:  // float32, and int32 as the bits that it is
-      return store_rows<DType::f32>(p, row, rows, y);
-  }
-}
-
 // What a tile fetches: with few tiles the first its own weights as it goes (into the next ones at the end); else, while
 // its own are in cache, the first two the next weights and later ones what follows those.
 const char* worth_fetching(const Int8Panel& p, bool stream, int64_t tile) {

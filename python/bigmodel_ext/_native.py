@@ -61,6 +61,14 @@ semi_sparse_linear_grad_input = _C.semi_sparse_linear_grad_input
 semi_sparse_linear_grad_values = _C.semi_sparse_linear_grad_values
 
 
+def new_weight(like: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
+    """An uninitialized tensor for weights that kernels will stream: on the CPU in huge pages where the system has them."""
+    weight = like.new_empty(shape)
+    if type(weight) is torch.Tensor and weight.device.type == "cpu":
+        _C.about_to_write(weight.data_ptr(), weight.nbytes)
+    return weight
+
+
 def load_cuda() -> Any | None:
     """The CUDA kernels' module, or None if it was not built or this torch can't use it."""
     if torch.version.cuda is None or not torch.cuda.is_available():

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from bigmodel_ext._checks import INT8_TILE_N
+from bigmodel_ext._native import new_weight
 from bigmodel_ext._reference import unpack_int8
 
 
@@ -24,7 +25,9 @@ def pack(weight_q: Tensor) -> Tensor:
     padded[:n, :k] = weight_q
     sums = padded.sum(1, dtype=torch.int32).mul_(128).view(torch.int8).view(panels, 1, INT8_TILE_N, 4)
     slabs = padded.view(panels, INT8_TILE_N, groups, 4).transpose(1, 2)
-    return torch.cat([sums, slabs], dim=1).contiguous()
+    packed = new_weight(weight_q, (panels, groups + 1, INT8_TILE_N, 4))
+    packed[:, :1], packed[:, 1:] = sums, slabs
+    return packed
 
 
 def unpack(packed: Tensor, out_features: int, in_features: int) -> Tensor:
