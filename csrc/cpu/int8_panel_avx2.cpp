@@ -101,6 +101,7 @@ void finish(const Int8Panel& p, int64_t row, int32_t* sums) {
   }
   alignas(32) float y[kPanelColumns];
   scale(p, row, sums, y);
+  if (p.activate) p.activate(y, 1, kPanelColumns, kPanelColumns, nullptr);
   if (p.out_dtype == DType::f32) {
     std::memcpy(static_cast<float*>(p.out) + at, y, static_cast<size_t>(p.columns) * 4);
     return;

@@ -83,6 +83,7 @@ void finish_float(const Int8Panel& p, int64_t row0, int64_t rows, const int32_t*
     mask[c] = columns_mask(p.columns - n);
   }
   const bool whole = p.columns == kPanelColumns;
+  alignas(64) float row[kPanelColumns];
   for (int64_t r = 0; r < rows; ++r, sums += kPanelColumns) {
     const __m512 x_scale = _mm512_set1_ps(p.x_scale[row0 + r]);
     const int64_t at = (row0 + r) * p.out_stride;
@@ -90,8 +91,15 @@ void finish_float(const Int8Panel& p, int64_t row0, int64_t rows, const int32_t*
     for (int c = 0; c < kPanelVectors; ++c) {
       const __m512 acc = _mm512_cvtepi32_ps(correct(p, row0 + r, c * 16, sums, compensation[c]));
       const __m512 y = _mm512_add_ps(_mm512_mul_ps(_mm512_mul_ps(acc, x_scale), weight_scale[c]), bias[c]);
-      store16<dtype>(p.out, at + c * 16, whole, mask[c], y);
+      if (p.activate)
+        _mm512_store_ps(row + c * 16, y);
+      else
+        store16<dtype>(p.out, at + c * 16, whole, mask[c], y);
     }
+    if (!p.activate) continue;
+    p.activate(row, 1, kPanelColumns, kPanelColumns, nullptr);
+    for (int c = 0; c < kPanelVectors; ++c)
+      store16<dtype>(p.out, at + c * 16, whole, mask[c], _mm512_load_ps(row + c * 16));
   }
 }
 

@@ -72,7 +72,14 @@ def check_int8_mm(a: Tensor, b: Tensor) -> None:
     _require_k(a.shape[1])
 
 
-def check_int8_linear(x: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | None) -> None:
+def _require_activation(activation: str) -> None:
+    require(activation in ACTIVATIONS, lambda: f"activation must be one of {ACTIVATIONS}, got {activation!r}")
+
+
+def check_int8_linear(
+    x: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | None, activation: str = "none"
+) -> None:
+    _require_activation(activation)
     _require_dtype("x", x, *FLOATS)
     _require_dtype("weight", weight, torch.int8)
     _require_dtype("weight_scale", weight_scale, torch.float32)
@@ -175,7 +182,9 @@ def check_sparse_linear(
     out_features: int,
     panel: int,
     order: Tensor | None = None,
+    activation: str = "none",
 ) -> None:
+    _require_activation(activation)
     _require_dtype("x", x, *FLOATS, torch.float64)
     _require_dtype("values", values, *dict.fromkeys((torch.float32, x.dtype)))
     _require_features(x)
@@ -323,7 +332,9 @@ def check_int8_sparse_linear(
     bias: Tensor | None,
     panel: int,
     order: Tensor | None = None,
+    activation: str = "none",
 ) -> None:
+    _require_activation(activation)
     _require_dtype("x", x, *FLOATS)
     _require_dtype("values", values, torch.int8)
     _require_dtype("weight_scale", weight_scale, torch.float32)
@@ -349,7 +360,7 @@ def check_fused_dropout(
 ) -> None:
     _require_dtype("x", x, *FLOATS, torch.float64)
     require(0.0 <= p <= 1.0, lambda: f"p must be in [0, 1], got {p}")
-    require(activation in ACTIVATIONS, lambda: f"activation must be one of {ACTIVATIONS}, got {activation!r}")
+    _require_activation(activation)
     if bias is not None:
         _require_features(x)
         _require_bias(bias, x.shape[-1])

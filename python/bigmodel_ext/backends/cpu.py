@@ -37,10 +37,12 @@ def int8_mm(a: Tensor, b: Tensor) -> Tensor:
     return out
 
 
-def int8_linear(x: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | None) -> Tensor:
+def int8_linear(
+    x: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | None, activation: str = "none"
+) -> Tensor:
     n = weight_scale.numel()
     out = x.new_empty(x.size(0), n) if x.dim() == 2 else _rows(x, n)  # numbers cost half as much as a tuple
-    _native.int8_linear(x, weight, weight_scale, bias, out)
+    _native.int8_linear(x, weight, weight_scale, bias, out, activation)
     return out
 
 
@@ -85,11 +87,12 @@ def sparse_linear(
     out_features: int,
     panel: int,
     order: Tensor | None = None,
+    activation: str = "none",
 ) -> Tensor:
     if x.dtype is torch.float64:
-        return _dispatch.fall_back("sparse_linear", x, values, crow, col, bias, out_features, panel, order)
+        return _dispatch.fall_back("sparse_linear", x, values, crow, col, bias, out_features, panel, order, activation)
     out = x.new_empty(x.size(0), out_features) if x.dim() == 2 and out_features >= 0 else _rows(x, out_features)
-    _native.sparse_linear(x, values, crow, col, order, bias, out, panel)
+    _native.sparse_linear(x, values, crow, col, order, bias, out, panel, activation)
     return out
 
 
@@ -177,10 +180,11 @@ def int8_sparse_linear(
     bias: Tensor | None,
     panel: int,
     order: Tensor | None = None,
+    activation: str = "none",
 ) -> Tensor:
     n = weight_scale.numel()
     out = x.new_empty(x.size(0), n) if x.dim() == 2 else _rows(x, n)
-    _native.int8_sparse_linear(x, values, crow, col, order, weight_scale, row_sum, bias, out, panel)
+    _native.int8_sparse_linear(x, values, crow, col, order, weight_scale, row_sum, bias, out, panel, activation)
     return out
 
 
