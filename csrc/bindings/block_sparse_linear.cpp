@@ -1,5 +1,6 @@
 #include "../cpu/block_sparse_linear.h"
 
+#include "output.h"
 #include "tensor.h"
 #include "unlocked.h"
 
@@ -13,7 +14,7 @@ void register_block_sparse_linear(py::module_& m) {
           const DenseTensor dx = dense(x, "x"), dvalues = dense(values, "values"), dcrow = dense(crow, "crow");
           const DenseTensor dcol = dense(col, "col");
           const std::optional<DenseTensor> dbias = optional_dense(bias, "bias");
-          const View vout = view(out, "out");
+          const View vout = output(out, "out");
           unlocked(dx.view.numel() + dvalues.view.numel() + vout.numel(), [&] {
             block_sparse_linear(dx.view, dvalues.view, dcrow.view, dcol.view, dbias ? &dbias->view : nullptr, vout);
           });
@@ -22,7 +23,7 @@ void register_block_sparse_linear(py::module_& m) {
         [](py::handle grad, py::handle values, py::handle crow, py::handle col, py::handle out) {
           const DenseTensor dgrad = dense(grad, "grad"), dvalues = dense(values, "values"), dcrow = dense(crow, "crow");
           const DenseTensor dcol = dense(col, "col");
-          const View vout = view(out, "out");
+          const View vout = output(out, "out");
           unlocked(dgrad.view.numel() + dvalues.view.numel() + vout.numel(),
                    [&] { block_sparse_linear_grad_input(dgrad.view, dvalues.view, dcrow.view, dcol.view, vout); });
         });
@@ -30,7 +31,7 @@ void register_block_sparse_linear(py::module_& m) {
         [](py::handle grad, py::handle x, py::handle crow, py::handle col, py::handle out) {
           const DenseTensor dgrad = dense(grad, "grad"), dx = dense(x, "x"), dcrow = dense(crow, "crow");
           const DenseTensor dcol = dense(col, "col");
-          const View vout = view(out, "out");
+          const View vout = output(out, "out");
           unlocked(dgrad.view.numel() + dx.view.numel() + vout.numel(),
                    [&] { block_sparse_linear_grad_values(dgrad.view, dx.view, dcrow.view, dcol.view, vout); });
         });

@@ -1,5 +1,6 @@
 #include "../cpu/quantize_rows.h"
 
+#include "output.h"
 #include "tensor.h"
 #include "unlocked.h"
 
@@ -10,7 +11,7 @@ namespace bigmodel {
 void register_quantize_rows(py::module_& m) {
   m.def("quantize_rows", [](py::handle x, py::handle q, py::handle scale) {
     const DenseTensor dx = dense(x, "x");
-    const View vq = view(q, "q"), vscale = view(scale, "scale");
+    const View vq = output(q, "q"), vscale = view(scale, "scale");
     unlocked(dx.view.numel(), [&] { quantize_rows(dx.view, vq, vscale); });
   });
 }

@@ -1,6 +1,7 @@
 #include "../cpu/sparse_conv2d.h"
 
 #include "conv_window.h"
+#include "output.h"
 #include "tensor.h"
 #include "unlocked.h"
 
@@ -13,7 +14,7 @@ void register_sparse_conv2d(py::module_& m) {
                             py::handle out, const py::tuple& window, int64_t panel, bool channels_last) {
     const DenseTensor dvalues = dense(values, "values"), dcrow = dense(crow, "crow"), dcol = dense(col, "col");
     const std::optional<DenseTensor> dbias = optional_dense(bias, "bias");
-    const View vx = view(x, "x"), vout = view(out, "out");
+    const View vx = view(x, "x"), vout = output(out, "out");
     const ConvWindow w = conv_window(window);
     unlocked(vx.numel() + dvalues.view.numel() + vout.numel(), [&] {
       sparse_conv2d(vx, dvalues.view, dcrow.view, dcol.view, dbias ? &dbias->view : nullptr, vout, w, panel,

@@ -1,5 +1,6 @@
 #include "../cpu/sparse_linear.h"
 
+#include "output.h"
 #include "tensor.h"
 #include "unlocked.h"
 
@@ -14,14 +15,14 @@ const View* view_or_null(const std::optional<DenseTensor>& tensor) { return tens
 
 void register_sparse_linear(py::module_& m) {
   m.def("sparse_linear", [](py::handle x, py::handle values, py::handle crow, py::handle col, py::handle order,
-                            py::handle bias, py::handle out, int64_t panel) {
+                            py::handle bias, py::handle out, int64_t panel, const char* activation) {
     const DenseTensor dx = dense(x, "x"), dvalues = dense(values, "values"), dcrow = dense(crow, "crow");
     const DenseTensor dcol = dense(col, "col");
     const std::optional<DenseTensor> dorder = optional_dense(order, "order"), dbias = optional_dense(bias, "bias");
-    const View vout = view(out, "out");
+    const View vout = output(out, "out");
     unlocked(dx.view.numel() + dvalues.view.numel() + vout.numel(), [&] {
       sparse_linear(dx.view, dvalues.view, dcrow.view, dcol.view, view_or_null(dorder), view_or_null(dbias), vout,
-                    panel);
+                    panel, activation);
     });
   });
   m.def("sparse_linear_grad_input", [](py::handle grad, py::handle values, py::handle crow, py::handle col,
@@ -29,7 +30,7 @@ void register_sparse_linear(py::module_& m) {
     const DenseTensor dgrad = dense(grad, "grad"), dvalues = dense(values, "values"), dcrow = dense(crow, "crow");
     const DenseTensor dcol = dense(col, "col");
     const std::optional<DenseTensor> dorder = optional_dense(order, "order");
-    const View vout = view(out, "out");
+    const View vout = output(out, "out");
     unlocked(dgrad.view.numel() + dvalues.view.numel() + vout.numel(), [&] {
       sparse_linear_grad_input(dgrad.view, dvalues.view, dcrow.view, dcol.view, view_or_null(dorder), vout, panel);
     });
@@ -39,7 +40,7 @@ void register_sparse_linear(py::module_& m) {
     const DenseTensor dgrad = dense(grad, "grad"), dx = dense(x, "x"), dcrow = dense(crow, "crow");
     const DenseTensor dcol = dense(col, "col");
     const std::optional<DenseTensor> dorder = optional_dense(order, "order");
-    const View vout = view(out, "out");
+    const View vout = output(out, "out");
     unlocked(dgrad.view.numel() + dx.view.numel() + vout.numel(), [&] {
       sparse_linear_grad_values(dgrad.view, dx.view, dcrow.view, dcol.view, view_or_null(dorder), vout, panel);
     });

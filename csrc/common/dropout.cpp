@@ -12,14 +12,6 @@ namespace {
 constexpr const char* kActivationNames[kActivationCount] = {"none", "relu",    "leaky_relu", "gelu",
                                                             "silu", "sigmoid", "tanh",       "softplus"};
 
-Activation parse_activation(const char* name) {
-  for (int i = 0; i < kActivationCount; ++i)
-    if (std::strcmp(name, kActivationNames[i]) == 0) return static_cast<Activation>(i);
-  std::string all;
-  for (const char* known : kActivationNames) all += message(all.empty() ? "" : ", ", known);
-  throw std::invalid_argument(message("activation must be one of ", all, ", got '", name, "'"));
-}
-
 void check_like(const View& v, const char* name, const View& x) {
   check_dtype(v, name, x.dtype);
   bool same = v.ndim == x.ndim;
@@ -39,6 +31,14 @@ void check_bias(const View& bias, const View& x) {
 }
 
 }  // namespace
+
+Activation parse_activation(const char* name) {
+  for (int i = 0; i < kActivationCount; ++i)
+    if (std::strcmp(name, kActivationNames[i]) == 0) return static_cast<Activation>(i);
+  std::string all;
+  for (const char* known : kActivationNames) all += message(all.empty() ? "" : ", ", known);
+  throw std::invalid_argument(message("activation must be one of ", all, ", got '", name, "'"));
+}
 
 DropoutArgs dropout_args(const View& x, const std::optional<View>& bias, const std::optional<View>& other,
                          const char* other_name, const std::optional<View>& seed, const View& out, double p,

@@ -33,6 +33,9 @@ struct DropoutArgs {
   float scale;
 };
 
+// Throws, with the names there are, for any other.
+Activation parse_activation(const char* name);
+
 // Checks everything, names what is wrong. `other_name` is "residual" or "grad".
 DropoutArgs dropout_args(const View& x, const std::optional<View>& bias, const std::optional<View>& other,
                          const char* other_name, const std::optional<View>& seed, const View& out, double p,

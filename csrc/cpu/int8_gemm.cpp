@@ -129,6 +129,7 @@ struct Columns {
 
   void point(const Int8Gemm& g, int64_t n0, int64_t columns, Int8Panel& p) {
     if (!g.weight_scale) return;
+    p.activate = g.activate;
     p.weight_scale = g.weight_scale + n0;
     if (columns < kPanelColumns) {
       std::fill(std::copy(p.weight_scale, p.weight_scale + columns, scale), scale + kPanelColumns, 0.0f);

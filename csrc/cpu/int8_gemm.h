@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include "../common/view.h"
+#include "activate_rows.h"
 
 namespace bigmodel {
 
@@ -22,7 +23,8 @@ struct Int8Gemm {
   const float* weight_scale;  // [n]; this and bias only for float x
   const void* bias;           // [n] of bias_dtype, or null
   DType bias_dtype;
-  void* out;  // [m, n], contiguous
+  ActivateRows activate;  // or null; only for float x
+  void* out;              // [m, n], contiguous
   DType out_dtype;
 };
 

@@ -27,7 +27,7 @@ void check_out(const View& out, const View& x, int64_t n) {
 }  // namespace
 
 void int8_linear(const View& x, const View& weight, const View& weight_scale, const std::optional<View>& bias,
-                 const View& out) {
+                 const View& out, const char* activation) {
   check_float(x, "x");
   BIGMODEL_CHECK(x.ndim >= 1, "x must have at least 1 dimension, got shape ", shape_string(x));
   check_contiguous(x, "x");
@@ -56,6 +56,7 @@ void int8_linear(const View& x, const View& weight, const View& weight_scale, co
   gemm.weight_scale = weight_scale.as<float>();
   gemm.bias = bias ? bias->data : nullptr;
   gemm.bias_dtype = bias ? bias->dtype : DType::f32;
+  gemm.activate = activate_rows(activation);
   gemm.out = out.data;
   gemm.out_dtype = out.dtype;
   int8_gemm(gemm);

@@ -2,16 +2,17 @@
 //
 //   acc[m,n]  = sum_k a[m,k] * b[n,k] - compensation[n]        exact in int32 (sums wrap, the result fits)
 //   out[m,n]  = acc[m,n]                                       int32, or
-//             = round(float(acc[m,n]) * x_scale[m] * weight_scale[n] + bias[n])
+//             = round(act(float(acc[m,n]) * x_scale[m] * weight_scale[n] + bias[n]))
 //
 // Activations are unsigned (q + 128), weights signed, which is what vpdpbusd multiplies; compensation[n] is
 // 128 * sum_k b[n,k]. Each float operation rounds once in the order written, none is fused, and the last rounding is to
-// the output's dtype, so that every instruction set gives the same bits.
+// the output's dtype, so that every instruction set gives the same bits (but for those of act, which are as accurate).
 #pragma once
 
 #include <cstdint>
 
 #include "../common/view.h"
+#include "activate_rows.h"
 
 namespace bigmodel {
 
@@ -31,6 +32,7 @@ struct Int8Panel {
   const float* x_scale;  // [rows]; this and the next two only for a float `out`
   const float* weight_scale;  // [64]
   const float* bias;          // [64], or null
+  ActivateRows activate;      // or null for none; only for a float `out`
   void* out;                  // [rows, columns] of int32, float32, bfloat16 or float16
   DType out_dtype;
   int64_t out_stride;  // in elements

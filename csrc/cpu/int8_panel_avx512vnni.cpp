@@ -131,6 +131,8 @@ void int8_panel_avx512vnni(const Int8Panel& p) {
       out = {static_cast<char*>(p.out) + row * p.out_stride * 4, p.out_stride};
     }
     (stream && i == 0 ? streaming : reusing)[rows - 1](p, row, worth_fetching(p, stream, i), out);
+    if (real && p.activate)  // the tile is in the first-level cache
+      p.activate(reinterpret_cast<float*>(out.rows), rows, kPanelColumns, out.stride, nullptr);
     if (p.last && !direct) store_rows(p, row, rows, y);
     row += rows;
   }

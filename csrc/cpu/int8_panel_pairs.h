@@ -157,6 +157,8 @@ void run_panel(const Int8Panel& p) {
                                    : worth_fetching(p, pass);
       (first ? streaming : reusing)[rows - 1](p, row, n, from, ahead, out);
     }
+    if (real && p.activate)  // the rows are in the first-level cache
+      p.activate(reinterpret_cast<float*>(out.rows), rows, kPanelColumns, out.stride, nullptr);
     if (p.last && !direct) store_rows(p, row, rows, y);
     row += rows;
   }

@@ -20,13 +20,17 @@ void store(const Int8Panel& p, int64_t row, const int32_t* acc) {
     std::memcpy(static_cast<int32_t*>(p.out) + at, acc, static_cast<size_t>(p.columns) * 4);
     return;
   }
+  float y[kPanelColumns];
+  for (int64_t n = 0; n < kPanelColumns; ++n) {
+    y[n] = static_cast<float>(acc[n]) * p.x_scale[row] * p.weight_scale[n];
+    if (p.bias) y[n] += p.bias[n];
+  }
+  if (p.activate) p.activate(y, 1, kPanelColumns, kPanelColumns, nullptr);
   for (int64_t n = 0; n < p.columns; ++n) {
-    float y = static_cast<float>(acc[n]) * p.x_scale[row] * p.weight_scale[n];
-    if (p.bias) y += p.bias[n];
     if (p.out_dtype == DType::f32) {
-      static_cast<float*>(p.out)[at + n] = y;
+      static_cast<float*>(p.out)[at + n] = y[n];
     } else {
-      static_cast<uint16_t*>(p.out)[at + n] = p.out_dtype == DType::bf16 ? float_to_bf16(y) : float_to_f16(y);
+      static_cast<uint16_t*>(p.out)[at + n] = p.out_dtype == DType::bf16 ? float_to_bf16(y[n]) : float_to_f16(y[n]);
     }
   }
 }

@@ -37,6 +37,7 @@ struct Forward {
   const TileKernels& tiles;
   QuantizeRowsKernel quantize;
   const View &x, &values, &weight_scale, &row_sum, &out;
+  ActivateRows activate;
   PanelCsr w;  // w.k counts blocks
   const float* bias;
 
@@ -55,8 +56,8 @@ struct Forward {
   void finish(uint32_t* y, int64_t width, int64_t rows, int64_t first, int64_t n, int64_t block,
               const float* scale) const {
     kernels.scale(y, width, block, row_sum.as<int32_t>() + n, scale, weight_scale.as<float>() + n);
-    tiles.unpack(reinterpret_cast<const float*>(y), rows, block, width, bias ? bias + n : nullptr,
-                 out.as<char>() + (first * w.n + n) * element_size(out.dtype), out.dtype, w.n);
+    unpack_activated(activate, reinterpret_cast<float*>(y), rows, block, width, bias ? bias + n : nullptr,
+                     out.as<char>() + (first * w.n + n) * element_size(out.dtype), out.dtype, w.n);
   }
 
   // The block of rows that begins at n, in panel p.
@@ -65,7 +66,7 @@ struct Forward {
   }
 
   bool few(int64_t first, int64_t rows, int64_t begin, int64_t end) const {
-    auto* y = static_cast<uint32_t*>(scratch(kSumSlot, static_cast<size_t>(end - begin) * 4));
+    auto* y = static_cast<uint32_t*>(scratch(kSumSlot, static_cast<size_t>(tile_width(end - begin)) * 4));
     for (int64_t m = first; y && m < first + rows; ++m) {
       float scale;
       const uint32_t* tile = packed_tile(m, 1, 1, &scale);
@@ -103,8 +104,8 @@ void check_vector(const View& v, const char* name, DType dtype) {
 }  // namespace
 
 void int8_sparse_linear(const View& x, const View& values, const View& crow, const View& col, const View* order,
-                        const View& weight_scale, const View& row_sum, const View* bias, const View& out,
-                        int64_t panel) {
+                        const View& weight_scale, const View& row_sum, const View* bias, const View& out, int64_t panel,
+                        const char* activation) {
   check_float(x, "x");
   check_dtype(values, "values", DType::i8);
   BIGMODEL_CHECK(values.ndim == 2 && values.sizes[1] == 4, "values must be [blocks,4], got shape ",
@@ -130,6 +131,7 @@ void int8_sparse_linear(const View& x, const View& values, const View& crow, con
                    weight_scale,
                    row_sum,
                    out,
+                   activate_rows(activation),
                    w,
                    bias_as_float(bias, converted.data())};
   for_each_tile(m, n, w.step, m * w.nnz, [&](int64_t tile, int64_t begin, int64_t end) {

@@ -1,10 +1,10 @@
-// y[m,n] = (sum over stored blocks of q[m,k..k+3] . W[n,k..k+3]) * scale[m] * weight_scale[n], + bias[n]
+// y[m,n] = act((sum over stored blocks of q[m,k..k+3] . W[n,k..k+3]) * scale[m] * weight_scale[n], + bias[n])
 //
 // with q, scale from quantize_rows.h. W is int8 in blocks of 1x4, in the layout of panel_csr.h over blocks. Activations
 // are stored as the unsigned q + 128, four of a block in one 32-bit word, and the words are laid out as a tile
 // (tiles.h); what that adds to each sum, 128 * row_sum[n], is subtracted again. All of it is arithmetic modulo 2^32
 // whose true result fits int32 (K <= 131071), so it is exact. After that: one float32 multiplication by scale[m], one
-// by weight_scale[n], one addition of bias[n], one rounding to x's dtype, on every instruction set the same.
+// by weight_scale[n], one addition of bias[n], the activation, one rounding to x's dtype: bit for bit as int8_linear.
 //
 // A row of x with NaN or infinity has scale NaN and becomes NaN throughout.
 #pragma once
@@ -41,7 +41,7 @@ constexpr int64_t kInt8MaxK = 131071;  // beyond it a sum of products may leave 
 // x [..., K], values int8 [blocks, 4], weight_scale float32 [N], row_sum int32 [N], out [..., N]; bias and
 // order may be null.
 void int8_sparse_linear(const View& x, const View& values, const View& crow, const View& col, const View* order,
-                        const View& weight_scale, const View& row_sum, const View* bias, const View& out,
-                        int64_t panel);
+                        const View& weight_scale, const View& row_sum, const View* bias, const View& out, int64_t panel,
+                        const char* activation);
 
 }  // namespace bigmodel

@@ -49,10 +49,15 @@ struct Forward {
   SparseRowKernel multiply_row;
   const TileKernels& tiles;
   const View &x, &values, &out;
+  ActivateRows activate;
   PanelCsr w;
   const float* bias;
 
-  char* out_at(int64_t m, int64_t n) const { return out.as<char>() + (m * w.n + n) * element_size(out.dtype); }
+  // Sums y of the outputs [begin, end) of `rows` rows from m on.
+  void finish(float* y, int64_t width, int64_t m, int64_t rows, int64_t begin, int64_t end) const {
+    unpack_activated(activate, y, rows, end - begin, width, bias ? bias + begin : nullptr,
+                     out.as<char>() + (m * w.n + begin) * element_size(out.dtype), out.dtype, w.n);
+  }
 
   // The block of rows that begins at n, in panel p.
   Segments segments(int64_t p, int64_t n, int64_t end) const {
@@ -60,13 +65,13 @@ struct Forward {
   }
 
   bool few(int64_t first, int64_t rows, int64_t begin, int64_t end) const {
-    float* y = floats(kSumSlot, end - begin);
+    float* y = floats(kSumSlot, tile_width(end - begin));
     for (int64_t m = first; y && m < first + rows; ++m) {
       const float* tile = packed_tile(tiles, x, m, 1, w.k, 1);
       if (!tile) return false;
       for (int64_t n = begin; n < end; n += w.block)
         multiply_row(tile, segments(0, n, end), w.n, w.order_stride, w.panels, w.panel, y + n - begin);
-      tiles.unpack(y, 1, end - begin, 1, bias ? bias + begin : nullptr, out_at(m, begin), out.dtype, w.n);
+      finish(y, 1, m, 1, begin, end);
     }
     return y;
   }
@@ -81,7 +86,7 @@ struct Forward {
       std::memset(y, 0, static_cast<size_t>(block * width) * 4);
       for (int64_t p = 0; p < w.panels; ++p)
         kernels.multiply(tile + p * w.panel * width, width, segments(p, n, end), y);
-      tiles.unpack(y, rows, block, width, bias ? bias + n : nullptr, out_at(first, n), out.dtype, w.n);
+      finish(y, width, first, rows, n, n + block);
     }
     return true;
   }
@@ -99,7 +104,7 @@ void check_values(const View& values, const View& x, const char* x_name) {
 }  // namespace
 
 void sparse_linear(const View& x, const View& values, const View& crow, const View& col, const View* order,
-                   const View* bias, const View& out, int64_t panel) {
+                   const View* bias, const View& out, int64_t panel, const char* activation) {
   check_values(values, x, "x");
   const int64_t m = check_features(x, "x");
   check_out(x, out);
@@ -107,8 +112,15 @@ void sparse_linear(const View& x, const View& values, const View& crow, const Vi
   const PanelCsr w = check_panel_csr(crow, col, order, values.sizes[0], n, k, panel);
   check_bias(bias, n);
   std::vector<float> converted(bias && bias->dtype != DType::f32 ? n : 0);
-  const Forward op{
-      *variants.pick(), row_kernel(), tile_kernels(), x, values, out, w, bias_as_float(bias, converted.data())};
+  const Forward op{*variants.pick(),
+                   row_kernel(),
+                   tile_kernels(),
+                   x,
+                   values,
+                   out,
+                   activate_rows(activation),
+                   w,
+                   bias_as_float(bias, converted.data())};
   for_each_tile(m, n, w.step, m * w.nnz, [&](int64_t tile, int64_t begin, int64_t end) {
     const int64_t first = tile * kTileRows, rows = std::min(kTileRows, m - first);
     return row_by_row(rows, w.nnz) ? op.few(first, rows, begin, end) : op.many(first, rows, begin, end);

@@ -1,4 +1,4 @@
-// y[m,n] = sum over stored (n,k) of x[m,k] * W[n,k], + bias[n]; sums in float32, one rounding to x's dtype.
+// y[m,n] = act(sum over stored (n,k) of x[m,k] * W[n,k], + bias[n]); sums in float32, one rounding to x's dtype.
 // W is in the layout of panel_csr.h with float32 values, or values of x's dtype. The two gradients:
 //
 //   dx[m,k] = sum over stored (n,k) of grad[m,n] * W[n,k]
@@ -47,7 +47,7 @@ extern const SparseKernels sparse_kernels_scalar, sparse_kernels_avx2, sparse_ke
 
 // x [..., K], out [..., N], grad [..., N]; bias and order may be null.
 void sparse_linear(const View& x, const View& values, const View& crow, const View& col, const View* order,
-                   const View* bias, const View& out, int64_t panel);
+                   const View* bias, const View& out, int64_t panel, const char* activation);
 void sparse_linear_grad_input(const View& grad, const View& values, const View& crow, const View& col,
                               const View* order, const View& out, int64_t panel);
 void sparse_linear_grad_values(const View& grad, const View& x, const View& crow, const View& col, const View* order,

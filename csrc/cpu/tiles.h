@@ -6,6 +6,7 @@
 #include <cstdint>
 
 #include "../common/view.h"
+#include "activate_rows.h"
 
 namespace bigmodel {
 
@@ -27,5 +28,9 @@ struct TileKernels {
 extern const TileKernels tile_kernels_scalar, tile_kernels_avx2, tile_kernels_avx512;
 
 const TileKernels& tile_kernels();  // the active instruction set's
+
+// Unpacks act(tile + bias); activate may be null. The tile is overwritten, and has room for a multiple of 16 floats.
+void unpack_activated(ActivateRows activate, float* tile, int64_t rows, int64_t columns, int64_t width,
+                      const float* bias, void* out, DType dtype, int64_t stride);
 
 }  // namespace bigmodel

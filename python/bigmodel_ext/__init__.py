@@ -12,6 +12,7 @@ from bigmodel_ext.convert import LayerReport as LayerReport
 from bigmodel_ext.convert import SemiSparseWeightConfig as SemiSparseWeightConfig
 from bigmodel_ext.convert import UnstructuredSparseWeightConfig as UnstructuredSparseWeightConfig
 from bigmodel_ext.convert import explain as explain
+from bigmodel_ext.convert import fuse_activation_ as fuse_activation_
 from bigmodel_ext.convert import fuse_dropout_ as fuse_dropout_
 from bigmodel_ext.convert import quantize_ as quantize_
 from bigmodel_ext.convert import sparsify_ as sparsify_

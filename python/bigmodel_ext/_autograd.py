@@ -6,6 +6,7 @@ int8_linear, int8_sparse_linear:  dx = g W           (rounding counts as the ide
 sparse_linear, block_sparse_linear, semi_sparse_linear:
                                   dx = g W,  dvalues = (g^T x) at the stored positions,  dbias = sum g
                                   (products of the same kind: they have gradients in turn)
+With an activation, y = act(z):   g is first multiplied by act'(z), z computed once more from x  (once only)
 fused_dropout:                    dx = keep * scale * act'(x + bias) * g,  dbias = sum dx,  dresidual = g  (once only)
 fused_dropout_norm:               the same with g = dh, the gradient that reaches h = residual + dropout(act(x + bias))
                                   directly and through its normalisation  (once only)
@@ -14,6 +15,7 @@ fused_dropout_norm:               the same with g = dh, the gradient that reache
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -38,19 +40,25 @@ def _register(name: str, setup: Any, backward: Any) -> None:
     torch.library.register_autograd(f"{NAMESPACE}::{name}", backward, setup_context=setup, lib=library)
 
 
+def _before(activation: str, grad: Tensor, linear: Callable[[], Tensor]) -> Tensor:
+    """The gradient of z, which `linear` computes, from that of y = act(z)."""
+    return grad if activation == "none" else _ops.fused_dropout_backward(grad, linear(), None, None, 0.0, activation)
+
+
 def _int8_linear_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, weight, weight_scale, bias = inputs
-    ctx.save_for_backward(weight, weight_scale, bias)
+    x, weight, weight_scale, bias, ctx.activation = inputs
+    ctx.save_for_backward(weight, weight_scale, bias, None if ctx.activation == "none" else x)
     ctx.in_features = x.shape[-1]
 
 
 def _int8_linear_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    weight, weight_scale, bias = ctx.saved_tensors
+    weight, weight_scale, bias, x = ctx.saved_tensors
+    grad = _before(ctx.activation, grad, lambda: _ops.int8_linear(x, weight, weight_scale, bias))
     if weight.dim() == 4:
         weight = _reference.unpack_int8(weight, weight_scale.shape[0], ctx.in_features)
     dx = (grad.float() * weight_scale) @ weight.float() if ctx.needs_input_grad[0] else None
     dbias = _column_sums(grad, bias) if ctx.needs_input_grad[3] else None
-    return None if dx is None else dx.to(grad.dtype), None, None, dbias
+    return None if dx is None else dx.to(grad.dtype), None, None, dbias, None
 
 
 def _channel_sums(grad: Tensor, bias: Tensor | None) -> Tensor | None:
@@ -109,30 +117,35 @@ def _sparse_conv2d_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]
 
 
 def _int8_sparse_linear_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, values, crow, col, weight_scale, _, bias, ctx.panel, order = inputs
-    ctx.save_for_backward(values, crow, col, weight_scale, bias, order)
+    x, values, crow, col, weight_scale, row_sum, bias, ctx.panel, order, ctx.activation = inputs
+    ctx.save_for_backward(
+        values, crow, col, weight_scale, bias, order, *((None, None) if ctx.activation == "none" else (x, row_sum))
+    )
     ctx.in_features = x.shape[-1]
 
 
 def _int8_sparse_linear_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    values, crow, col, weight_scale, bias, order = ctx.saved_tensors
-    dx = None
+    values, crow, col, weight_scale, bias, order, x, row_sum = ctx.saved_tensors
+    weights = (values, crow, col, weight_scale, row_sum, bias, ctx.panel, order)
+    grad, dx = _before(ctx.activation, grad, lambda: _ops.int8_sparse_linear(x, *weights)), None
     if ctx.needs_input_grad[0]:
         n, k = weight_scale.shape[0], ctx.in_features
         blocks = -(-k // 4)
         weight = _reference.sparse_to_dense(values, crow, col, n, blocks, ctx.panel, order).reshape(n, -1)[:, :k]
         dx = ((grad.float() * weight_scale) @ weight.float()).to(grad.dtype)
     dbias = _column_sums(grad, bias) if ctx.needs_input_grad[6] else None
-    return dx, None, None, None, None, None, dbias, None, None
+    return dx, None, None, None, None, None, dbias, None, None, None
 
 
 def _sparse_linear_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, values, crow, col, bias, _, ctx.panel, order = inputs
+    x, values, crow, col, bias, _, ctx.panel, order, ctx.activation = inputs
     ctx.save_for_backward(x, values, crow, col, bias, order)
 
 
 def _sparse_linear_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     x, values, crow, col, bias, order = ctx.saved_tensors
+    weights = (values, crow, col, bias, grad.shape[-1], ctx.panel, order)
+    grad = _before(ctx.activation, grad, lambda: _ops.sparse_linear(x, *weights))
     dx = dvalues = dbias = None
     if ctx.needs_input_grad[0]:
         dx = _ops.sparse_linear_grad_input(grad, values, crow, col, x.shape[-1], ctx.panel, order)
@@ -140,7 +153,7 @@ def _sparse_linear_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]
         dvalues = _ops.sparse_linear_grad_values(grad, x, crow, col, ctx.panel, order).to(values.dtype)
     if ctx.needs_input_grad[4]:
         dbias = _column_sums(grad, bias)
-    return dx, dvalues, None, None, dbias, None, None, None
+    return dx, dvalues, None, None, dbias, None, None, None, None
 
 
 def _fused_dropout_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

@@ -103,8 +103,10 @@ def _converted(fqn: str, layer: nn.Module, batch: int) -> LayerReport:
     op, args = recorder.calls[0]
     choice = _dispatch.explain(op, *args)
     gains = {} if device_of(layer).type == "meta" else _by_rows(layer, batch)
+    activation = getattr(layer, "activation", "none") if isinstance(layer, nn.Linear) else "none"
+    reason = choice.reason if activation == "none" else f"{choice.reason}; computes {activation} too"
     return LayerReport(
-        fqn, kind, choice.kernel, choice.isa, choice.reason, nbytes(layer), dense,
+        fqn, kind, choice.kernel, choice.isa, reason, nbytes(layer), dense,
         gain=gains.get(batch), crossover=_crossover(gains), requested=True,
     )  # fmt: skip
 

@@ -11,6 +11,7 @@ nn.Dropout is exchanged for a FusedDropout by itself.
 from __future__ import annotations
 
 import operator
+from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from typing import Any, TypeVar
 
@@ -59,6 +60,10 @@ def activation_of(module: nn.Module) -> str | None:
         return "leaky_relu" if module.negative_slope == 0.01 else None
     if isinstance(module, nn.Softplus) and kind is nn.Softplus:
         return "softplus" if (module.beta, module.threshold) == (1, 20) else None
+    if kind.__module__ == "transformers.activations":  # torch's functions as modules
+        if kind.__name__ == "GELUActivation" and getattr(module, "act", None) is F.gelu:
+            return "gelu"
+        return "silu" if kind.__name__ == "SiLUActivation" else None
     return None
 
 
@@ -96,7 +101,7 @@ class _Shallow(fx.Tracer):
         return True
 
 
-def _child(owner: nn.Module, node: object) -> nn.Module | None:
+def child(owner: nn.Module, node: object) -> nn.Module | None:
     """The module a node calls with one tensor, if it is called nowhere else in the graph."""
     if not isinstance(node, fx.Node) or node.op != "call_module" or len(node.args) != 1 or node.kwargs:
         return None
@@ -108,7 +113,7 @@ def _activation(owner: nn.Module, node: object) -> tuple[str | None, bool]:
     """The activation that a node computes, and whether in place."""
     if not isinstance(node, fx.Node) or len(node.users) != 1:
         return None, False
-    module = _child(owner, node)
+    module = child(owner, node)
     if module is not None and not has_hooks(module):
         return activation_of(module), _inplace(module)
     # A trace of F.relu records its default inplace=False.
@@ -141,18 +146,22 @@ def _writes(node: fx.Node) -> bool:
     return mutates or name in ("iadd", "isub", "imul", "itruediv", "setitem")
 
 
-def _fuse_node(survey: Survey, owner: nn.Module, node: fx.Node, hidden: set[str]) -> Chain | None:
+def _fuse_node(
+    survey: Survey, owner: nn.Module, node: fx.Node, hidden: set[str], absorbed: Collection[int]
+) -> Chain | None:
     """Make the chain around a Dropout's node one call, if there is one. `hidden`: children used in ways not traced."""
-    dropout = _child(owner, node)
+    dropout = child(owner, node)
     if not _may_join(survey, dropout) or dropout is None or str(node.target).split(".")[0] in hidden:
         return None
     source = node.args[0]
     activation, inplace = _activation(owner, source)
+    if id(child(owner, source)) in absorbed:
+        activation = None
     if activation is not None and isinstance(source, fx.Node):
         inner = source.args[0]
     else:
         activation, inplace, inner = "none", False, source
-    before = _child(owner, inner)
+    before = child(owner, inner)
     fresh = isinstance(before, nn.Linear) and isinstance(inner, fx.Node) and len(inner.users) == 1
     if (inplace or _inplace(dropout)) and not fresh:
         return None
@@ -173,8 +182,9 @@ def _fuse_node(survey: Survey, owner: nn.Module, node: fx.Node, hidden: set[str]
     return Chain(str(node.target), activation, linear, None, added is not None)
 
 
-def block_chains(survey: Survey, owner: nn.Module) -> tuple[list[Chain], fx.Graph] | str:
-    """The chains in a module's own forward and the trace in which each is one call; or why there are none."""
+def traced(owner: nn.Module) -> tuple[fx.Graph, set[str]] | str:
+    """The trace of a module's own forward, and the names of children that it does not tell everything about; or why
+    there is none."""
     reason = why_not_straight(owner)
     if reason:
         return reason
@@ -184,9 +194,22 @@ def block_chains(survey: Survey, owner: nn.Module) -> tuple[list[Chain], fx.Grap
         return f"torch.fx can't trace its forward ({type(error).__name__}: {error})"
     if any(_writes(n) or (n.op == "get_attr" and str(n.target).startswith("_tensor_constant")) for n in graph.nodes):
         return "its forward writes to tensors or makes constants"
-    hidden = names_in_other_methods(owner) | {str(n.target).split(".")[0] for n in graph.nodes if n.op == "get_attr"}
+    return graph, names_in_other_methods(owner) | {
+        str(n.target).split(".")[0] for n in graph.nodes if n.op == "get_attr"
+    }
+
+
+def block_chains(
+    survey: Survey, owner: nn.Module, absorbed: Collection[int] = ()
+) -> tuple[list[Chain], fx.Graph] | str:
+    """The chains in a module's own forward and the trace in which each is one call; or why there are none. `absorbed`:
+    ids of activation modules that count as the identity."""
+    trace = traced(owner)
+    if isinstance(trace, str):
+        return trace
+    graph, hidden = trace
     calls = [n for n in graph.nodes if n.op == "call_module"]
-    chains = [chain for node in calls if (chain := _fuse_node(survey, owner, node, hidden))]
+    chains = [chain for node in calls if (chain := _fuse_node(survey, owner, node, hidden, absorbed))]
     graph.lint()
     return (chains, graph) if chains else "it has no chain around a Dropout"
 

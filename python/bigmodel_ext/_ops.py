@@ -49,9 +49,9 @@ OPS: dict[str, tuple[str, Callable[..., None], Callable[..., Any]]] = {
         lambda a, b: _rows(a, b.shape[0], torch.int32),
     ),
     "int8_linear": (
-        "(Tensor x, Tensor weight, Tensor weight_scale, Tensor? bias) -> Tensor",
+        "(Tensor x, Tensor weight, Tensor weight_scale, Tensor? bias, str activation='none') -> Tensor",
         checks.check_int8_linear,
-        lambda x, weight, weight_scale, bias: _rows(x, weight_scale.shape[0]),
+        lambda x, weight, weight_scale, *_: _rows(x, weight_scale.shape[0]),
     ),
     "int8_conv2d": (
         f"(Tensor x, Tensor weight, Tensor weight_scale, Tensor? bias, {_WINDOW}) -> Tensor",
@@ -60,9 +60,9 @@ OPS: dict[str, tuple[str, Callable[..., None], Callable[..., Any]]] = {
     ),
     "sparse_linear": (
         f"(Tensor x, Tensor values, {_INDICES}, Tensor? bias, SymInt out_features, int panel,"
-        " Tensor? order=None) -> Tensor",
+        " Tensor? order=None, str activation='none') -> Tensor",
         checks.check_sparse_linear,
-        lambda x, values, crow, col, bias, out_features, panel, order=None: _rows(x, out_features),
+        lambda x, values, crow, col, bias, out_features, *_: _rows(x, out_features),
     ),
     "sparse_conv2d": (
         f"(Tensor x, Tensor values, {_INDICES}, Tensor? bias, {_WINDOW}, SymInt out_channels, int panel) -> Tensor",
@@ -111,9 +111,9 @@ OPS: dict[str, tuple[str, Callable[..., None], Callable[..., Any]]] = {
     ),
     "int8_sparse_linear": (
         f"(Tensor x, Tensor values, {_INDICES}, Tensor weight_scale, Tensor row_sum, Tensor? bias, int panel,"
-        " Tensor? order=None) -> Tensor",
+        " Tensor? order=None, str activation='none') -> Tensor",
         checks.check_int8_sparse_linear,
-        lambda x, values, crow, col, weight_scale, row_sum, bias, panel, order=None: _rows(x, weight_scale.shape[0]),
+        lambda x, values, crow, col, weight_scale, *_: _rows(x, weight_scale.shape[0]),
     ),
     "dropout_seed": (
         "(Tensor x) -> Tensor",

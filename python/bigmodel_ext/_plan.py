@@ -25,6 +25,7 @@ from bigmodel_ext.nn import (
 )
 from bigmodel_ext.nn._compressed import Compressed
 from bigmodel_ext.nn._conv import CompressedConv2d, conv_arguments
+from bigmodel_ext.nn._linear import Activated
 from bigmodel_ext.nn._pattern import Pattern
 
 Entry = dict[str, Any]
@@ -46,6 +47,7 @@ _FIELDS: dict[str, dict[str, Any]] = {
     "fused_dropout": {"p": float, "activation": str, "num_features": (int, type(None)), "dtype": (str, type(None))},
     "fused_block": {"chains": list},
 }
+_ACTIVATED = ("int8_linear", "sparse_linear", "int8_sparse_linear")  # these may also have an activation
 _CHAIN = {
     "dropout": str,
     "activation": str,
@@ -107,6 +109,8 @@ def _shape_of(module: Compressed) -> Entry:
         names, entry = ("in_features", "out_features"), {}
     entry |= {name: getattr(module, name) for name in names}
     entry["bias"] = module.bias is not None
+    if isinstance(module, Activated) and module.activation != "none":
+        entry["activation"] = module.activation
     if isinstance(module, BlockSparseLinear):
         entry["blocksize"] = module.blocksize
     elif isinstance(module, Pattern):
@@ -139,7 +143,10 @@ def _check_fields(entry: Any, fields: dict[str, Any], what: str) -> None:
 def _check(entry: Any) -> None:
     kind = entry.get("kind") if isinstance(entry, dict) else None
     _require(isinstance(kind, str) and kind in _FIELDS, f"unknown kind of conversion: {entry!r}")
-    _check_fields(entry, {"fqn": str, "kind": str, **_FIELDS[str(kind)]}, f"plan entry {entry.get('fqn')!r}")
+    fields = {"fqn": str, "kind": str, **_FIELDS[str(kind)]}
+    if kind in _ACTIVATED and "activation" in entry:
+        fields["activation"] = str
+    _check_fields(entry, fields, f"plan entry {entry.get('fqn')!r}")
     for chain in entry.get("chains", ()):
         _check_fields(chain, _CHAIN, f"a chain of {entry['fqn']!r}")
 
@@ -155,12 +162,14 @@ def replay(survey: Survey, plan: Any) -> tuple[Changes, dict[str, nn.Module]]:
     changes, new = Changes(), dict[str, nn.Module]()
     for entry in plan:
         _check(entry)
+    absorbed = {id(by_name[e["fqn"]].module) for e in plan if e["kind"] == "absorbed" and e["fqn"] in by_name}
+    for entry in plan:
         fqn, kind = entry["fqn"], entry["kind"]
         place = by_name.get(fqn)
         if place is None:
             raise ValueError(f"the model has no module {fqn!r}, which the file has as {kind}")
         if kind == "fused_block":
-            _replay_block(survey, changes, place, entry)
+            _replay_block(survey, changes, place, entry, absorbed)
             continue
         _require(fqn not in new, f"the plan names {fqn!r} twice")
         made = _MAKERS[kind](survey, place, entry)
@@ -171,9 +180,12 @@ def replay(survey: Survey, plan: Any) -> tuple[Changes, dict[str, nn.Module]]:
     return changes, new
 
 
-def _replay_block(survey: Survey, changes: Changes, place: Place, entry: Entry) -> None:
+def _replay_block(survey: Survey, changes: Changes, place: Place, entry: Entry, absorbed: set[int]) -> None:
     owner, recorded = place.module, [Chain(**chain) for chain in entry["chains"]]
-    found = block_chains(survey, owner) if may_have_chains(owner) else "it is not a module whose forward can be fused"
+    found: Any
+    found = "it is not a module whose forward can be fused"
+    if may_have_chains(owner):
+        found = block_chains(survey, owner, absorbed)
     if isinstance(found, str):
         raise ValueError(f"{place.fqn!r} can't be fused as it was when saved: {found}")
     form = [(c.dropout, c.activation, c.residual) for c in found[0]]
@@ -233,6 +245,8 @@ def _linear(survey: Survey, place: Place, entry: Entry) -> nn.Module:
         layer = _sparse(cls, entry, placed)
     else:
         layer = cls(k, n, entry["bias"], **placed)
+    if isinstance(layer, Activated):
+        layer.activation = entry.get("activation", "none")
     return _as_trained(layer, old)
 
 

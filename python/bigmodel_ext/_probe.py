@@ -59,7 +59,8 @@ def _dense_linear(layer: nn.Linear) -> Run:
     dense = nn.utils.skip_init(nn.Linear, *shape, bias=layer.bias is not None, **placed)
     for parameter in dense.parameters():  # unwritten memory may be a page of zeros over and over, hence in cache
         nn.init.constant_(parameter, 0.5)
-    return dense
+    activation = getattr(layer, "activation", "none")
+    return dense if activation == "none" else lambda x: activate(dense(x), activation)
 
 
 def _conv_numel(layer: nn.Conv2d) -> int:

@@ -99,12 +99,13 @@ class Survey:
 
 @dataclass
 class Changes:
-    """What to do to a model: modules to exchange, modules whose class changes, and layers left dense, with the reason,
-    which stays with them (in copies too, but not in a state dict). Nothing happens before `apply`."""
+    """What to do to a model: modules to exchange, modules whose class or activation changes, and layers left dense,
+    with the reason, which stays with them (in copies too, but not in a state dict). Nothing happens before `apply`."""
 
     swaps: list[tuple[nn.Module, str, nn.Module]] = field(default_factory=list)
     classes: list[tuple[nn.Module, type[nn.Module]]] = field(default_factory=list)
     kept: list[tuple[nn.Module, str]] = field(default_factory=list)
+    activations: list[tuple[nn.Module, str]] = field(default_factory=list)
     _undo: list[tuple[nn.Module, str, nn.Module | None]] = field(default_factory=list)
     _undo_attributes: list[tuple[nn.Module, str, object]] = field(default_factory=list)
 
@@ -124,6 +125,8 @@ class Changes:
             parent._modules[name] = new
         for module, cls in self.classes:
             self._set(module, "__class__", cls)
+        for module, activation in self.activations:
+            self._set(module, "activation", activation)
         for module, why in self.kept:
             self._set(module, KEPT, why)
         self._stop_fast_paths(model)

@@ -35,6 +35,7 @@ from bigmodel_ext._configs import (
     UnstructuredSparseWeightConfig,
     WeightConfig,
 )
+from bigmodel_ext._epilogue import fuse_activation_
 from bigmodel_ext._explain import Explanation, LayerReport, explain
 from bigmodel_ext._fuse import fuse_dropout_
 from bigmodel_ext._masks import block_mask, magnitude_mask, square_block_mask, two_four_mask
@@ -138,6 +139,7 @@ __all__ = [
     "UnstructuredSparseWeightConfig",
     "block_mask",
     "explain",
+    "fuse_activation_",
     "fuse_dropout_",
     "magnitude_mask",
     "quantize_",

@@ -4,6 +4,7 @@ A check serves the op's fake (so that ``torch.compile`` and ``meta`` tensors see
 compiled kernels repeat it in C++ before they touch memory. Dimensions: M rows of activations, N outputs, K inputs.
 """
 
+from bigmodel_ext._checks._common import ACTIVATIONS as ACTIVATIONS
 from bigmodel_ext._checks._common import FLOATS as FLOATS
 from bigmodel_ext._checks._common import require as require
 from bigmodel_ext._checks.blocks import BLOCK_SIZES as BLOCK_SIZES
@@ -16,7 +17,6 @@ from bigmodel_ext._checks.blocks import check_semi_sparse_linear_grad_values as 
 from bigmodel_ext._checks.conv import check_int8_conv2d as check_int8_conv2d
 from bigmodel_ext._checks.conv import check_sparse_conv2d as check_sparse_conv2d
 from bigmodel_ext._checks.conv import conv2d_shape as conv2d_shape
-from bigmodel_ext._checks.dropout import ACTIVATIONS as ACTIVATIONS
 from bigmodel_ext._checks.dropout import NORMS as NORMS
 from bigmodel_ext._checks.dropout import check_dropout_seed as check_dropout_seed
 from bigmodel_ext._checks.dropout import check_fused_dropout as check_fused_dropout

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
+ACTIVATIONS = ("none", "relu", "leaky_relu", "gelu", "silu", "sigmoid", "tanh", "softplus")
 
 
 def require(condition: bool, message: Callable[[], str]) -> None:
@@ -37,6 +38,10 @@ def require_bias(bias: Tensor | None, n: int) -> None:
     if bias is not None:
         require_dtype("bias", bias, *FLOATS, torch.float64)
         require_shape("bias", bias, n)
+
+
+def require_activation(activation: str) -> None:
+    require(activation in ACTIVATIONS, lambda: f"activation must be one of {ACTIVATIONS}, got {activation!r}")
 
 
 def require_values(values: Tensor, x: Tensor) -> None:

@@ -7,10 +7,17 @@ import math
 import torch
 from torch import Tensor
 
-from bigmodel_ext._checks._common import FLOATS, require, require_bias, require_dtype, require_features, require_shape
+from bigmodel_ext._checks._common import (
+    FLOATS,
+    require,
+    require_activation,
+    require_bias,
+    require_dtype,
+    require_features,
+    require_shape,
+)
 
 NORMS = ("layer", "rms")
-ACTIVATIONS = ("none", "relu", "leaky_relu", "gelu", "silu", "sigmoid", "tanh", "softplus")
 
 
 def check_dropout_seed(x: Tensor) -> None:
@@ -22,7 +29,7 @@ def check_fused_dropout(
 ) -> None:
     require_dtype("x", x, *FLOATS, torch.float64)
     require(0.0 <= p <= 1.0, lambda: f"p must be in [0, 1], got {p}")
-    require(activation in ACTIVATIONS, lambda: f"activation must be one of {ACTIVATIONS}, got {activation!r}")
+    require_activation(activation)
     if bias is not None:
         require_features(x)
         require_bias(bias, x.shape[-1])

@@ -8,6 +8,7 @@ from torch import Tensor
 from bigmodel_ext._checks._common import (
     FLOATS,
     require,
+    require_activation,
     require_bias,
     require_dtype,
     require_features,
@@ -39,7 +40,10 @@ def check_int8_mm(a: Tensor, b: Tensor) -> None:
     require_k(a.shape[1])
 
 
-def check_int8_linear(x: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | None) -> None:
+def check_int8_linear(
+    x: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | None, activation: str = "none"
+) -> None:
+    require_activation(activation)
     require_dtype("x", x, *FLOATS)
     require_dtype("weight", weight, torch.int8)
     require_dtype("weight_scale", weight_scale, torch.float32)

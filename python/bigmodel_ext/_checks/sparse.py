@@ -8,6 +8,7 @@ from torch import Tensor
 from bigmodel_ext._checks._common import (
     FLOATS,
     require,
+    require_activation,
     require_bias,
     require_dtype,
     require_features,
@@ -39,7 +40,9 @@ def check_sparse_linear(
     out_features: int,
     panel: int,
     order: Tensor | None = None,
+    activation: str = "none",
 ) -> None:
+    require_activation(activation)
     require_dtype("x", x, *FLOATS, torch.float64)
     require_values(values, x)
     require_features(x)
@@ -76,7 +79,9 @@ def check_int8_sparse_linear(
     bias: Tensor | None,
     panel: int,
     order: Tensor | None = None,
+    activation: str = "none",
 ) -> None:
+    require_activation(activation)
     require_dtype("x", x, *FLOATS)
     require_dtype("values", values, torch.int8)
     require_dtype("weight_scale", weight_scale, torch.float32)

@@ -7,6 +7,8 @@ import math
 import torch
 from torch import Tensor
 
+from bigmodel_ext._reference.dropout import activate
+
 SMALLEST_QUANTIZABLE = 2.0**-119
 
 
@@ -32,16 +34,20 @@ def unpack_int8(packed: Tensor, n: int, k: int) -> Tensor:
     return packed[:, 1:].permute(0, 2, 1, 3).reshape(panels * columns, (slabs - 1) * group)[:n, :k]
 
 
-def _scaled(acc: Tensor, x_scale: Tensor, weight_scale: Tensor, bias: Tensor | None, x: Tensor) -> Tensor:
+def _scaled(
+    acc: Tensor, x_scale: Tensor, weight_scale: Tensor, bias: Tensor | None, x: Tensor, activation: str
+) -> Tensor:
     y = acc.float() * x_scale[:, None] * weight_scale
     if bias is not None:
         y = y + bias.float()
-    return y.to(x.dtype).reshape(*x.shape[:-1], weight_scale.shape[0])
+    return activate(y, activation).to(x.dtype).reshape(*x.shape[:-1], weight_scale.shape[0])
 
 
-def int8_linear(x: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | None) -> Tensor:
+def int8_linear(
+    x: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | None, activation: str = "none"
+) -> Tensor:
     n, k = weight_scale.shape[0], x.shape[-1]
     if weight.dim() == 4:
         weight = unpack_int8(weight, n, k)
     q, x_scale = quantize_rows(x.reshape(math.prod(x.shape[:-1]), k))
-    return _scaled(int8_mm(q, weight), x_scale, weight_scale, bias, x)
+    return _scaled(int8_mm(q, weight), x_scale, weight_scale, bias, x, activation)

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from bigmodel_ext._reference.dropout import activate
 from bigmodel_ext._reference.int8 import int8_linear
 
 
@@ -48,10 +49,11 @@ def sparse_linear(
     out_features: int,
     panel: int,
     order: Tensor | None = None,
+    activation: str = "none",
 ) -> Tensor:
     weight = sparse_to_dense(values, crow, col, out_features, x.shape[-1], panel, order)
     y = F.linear(x.to(weight.dtype), weight, None if bias is None else bias.to(weight.dtype))
-    return y.to(x.dtype)
+    return activate(y.to(torch.promote_types(y.dtype, torch.float32)), activation).to(x.dtype)
 
 
 def sparse_linear_grad_input(
@@ -82,7 +84,8 @@ def int8_sparse_linear(
     bias: Tensor | None,
     panel: int,
     order: Tensor | None = None,
+    activation: str = "none",
 ) -> Tensor:
     n, k = weight_scale.shape[0], x.shape[-1]
     weight = sparse_to_dense(values, crow, col, n, -(-k // 4), panel, order).flatten(1)[:, :k]
-    return int8_linear(x, weight, weight_scale, bias)
+    return int8_linear(x, weight, weight_scale, bias, activation)

@@ -30,8 +30,8 @@ def require_panel(panel: int) -> None:
 
 
 def panel_for(density: float) -> int:
-    """A panel for a share of stored entries: 128 columns of activations fit the first-level cache, but where few entries
-    are stored, longer rows save as much as the cache loses, and for a single row of activations they save more."""
+    """A panel for a share of stored entries: 128 columns of activations fit the first-level cache, but where few
+    entries are stored, longer rows save as much as the cache loses, and for a single row of activations more."""
     return WIDE_PANEL if density <= 0.12 else PANEL
 
 

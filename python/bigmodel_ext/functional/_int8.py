@@ -46,25 +46,37 @@ def int8_mm(a: Tensor, b: Tensor) -> Tensor:
     return call(_int8_mm, a, b)
 
 
-def int8_linear(x: Tensor, weight_q: Tensor, weight_scale: Tensor, bias: Tensor | None = None) -> Tensor:
+def int8_linear(
+    x: Tensor,
+    weight_q: Tensor,
+    weight_scale: Tensor,
+    bias: Tensor | None = None,
+    *,
+    activation: str | None = None,
+) -> Tensor:
     """A linear layer with int8 weights and activations quantized per row on the fly:
 
-    ``y[m,n] = (sum_k q[m,k] * weight_q[n,k]) * scale[m] * weight_scale[n] + bias[n]``, with ``q, scale`` from
-    :func:`quantize_rows`; the sum is exact in int32, the rest is float32, rounded once to x's dtype.
+    ``y[m,n] = act((sum_k q[m,k] * weight_q[n,k]) * scale[m] * weight_scale[n] + bias[n])``, with ``q, scale`` from
+    :func:`quantize_rows`; the sum is exact in int32, the rest is float32, rounded once to x's dtype. The activation is
+    computed while the results are in the first-level cache, with the accuracy it has in :func:`fused_dropout`.
 
-    Differentiable in x and bias (rounding counts as the identity: ``dx = (dy * weight_scale) @ weight_q``).
+    Differentiable in x and bias (rounding counts as the identity: ``dx = (dy * weight_scale) @ weight_q``). With an
+    activation the backward pass keeps x, computes the product once more for the activation's slope, and can't be
+    differentiated in turn.
 
     Args:
         x: [..., K] float32, bfloat16 or float16.
         weight_q: int8 [N,K], or the same weights packed by ``formats.int8.pack`` (faster: no packing in the call).
         weight_scale: float32 [N].
         bias: [N], any floating dtype.
+        activation: relu, leaky_relu (slope 0.01), gelu (exact), silu, sigmoid, tanh or softplus (beta 1); None or
+            "none": the identity.
 
     Returns:
         [..., N] in x's dtype.
 
     Raises:
         TypeError: a dtype is not one of those above.
-        ValueError: shapes do not match, or K exceeds 131071.
+        ValueError: shapes do not match, K exceeds 131071, or activation is not one of those above.
     """
-    return call(_int8_linear, x, weight_q, weight_scale, bias)
+    return call(_int8_linear, x, weight_q, weight_scale, bias, activation or "none")

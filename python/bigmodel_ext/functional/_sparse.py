@@ -20,6 +20,7 @@ def sparse_linear(
     out_features: int,
     panel: int,
     order: Tensor | None = None,
+    activation: str | None = None,
 ) -> Tensor:
     """A linear layer that stores and multiplies only some of its weights: ``y = x @ W.T + bias``.
 
@@ -32,15 +33,16 @@ def sparse_linear(
         out_features: N.
         panel: columns to a panel, as packed.
         order: int32, if the rows were sorted by ``formats.csr.sort_rows`` (faster).
+        activation: applied to y before it is rounded; names and gradient as for :func:`int8_linear`.
 
     Returns:
         [..., N] in x's dtype; sums are float32.
 
     Raises:
         TypeError: a dtype is not one of those above.
-        ValueError: shapes do not match.
+        ValueError: shapes do not match, or activation is not one of those of :func:`int8_linear`.
     """
-    return call(_sparse_linear, x, values, crow, col, bias, out_features, panel, order)
+    return call(_sparse_linear, x, values, crow, col, bias, out_features, panel, order, activation or "none")
 
 
 def int8_sparse_linear(
@@ -54,6 +56,7 @@ def int8_sparse_linear(
     *,
     panel: int,
     order: Tensor | None = None,
+    activation: str | None = None,
 ) -> Tensor:
     """:func:`int8_linear` with weights in blocks of 1x4 of which only non-zero ones are stored.
 
@@ -64,12 +67,14 @@ def int8_sparse_linear(
         bias: [N], any floating dtype.
         panel: blocks to a panel, as packed.
         order: int32, if the rows were sorted by ``formats.csr.sort_rows`` (faster).
+        activation: applied to y before it is rounded; names and gradient as for :func:`int8_linear`.
 
     Returns:
         [..., N] in x's dtype; equal to :func:`int8_linear` on the same weights, bit for bit.
 
     Raises:
         TypeError: a dtype is not one of those above.
-        ValueError: shapes do not match, or K exceeds 131071.
+        ValueError: shapes do not match, K exceeds 131071, or activation is not one of those of :func:`int8_linear`.
     """
-    return call(_int8_sparse_linear, x, values, crow, col, weight_scale, row_sum, bias, panel, order)
+    pattern = (values, crow, col)
+    return call(_int8_sparse_linear, x, *pattern, weight_scale, row_sum, bias, panel, order, activation or "none")

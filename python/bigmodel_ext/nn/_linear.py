@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from bigmodel_ext.functional import INT8_MAX_K
+from bigmodel_ext.functional import ACTIVATIONS, INT8_MAX_K
 from bigmodel_ext.nn._compressed import Compressed
 
 Layer = TypeVar("Layer", bound="CompressedLinear")
@@ -34,6 +34,8 @@ def pruned(weight: Tensor, mask: Tensor | None) -> Tensor:
 
 class CompressedLinear(Compressed, nn.Linear):
     """An nn.Linear whose weight is stored in another form. Subclasses register their tensors after this constructor."""
+
+    activation = "none"  # applied to the result; settable where the class's op has an epilogue (see Activated)
 
     def __init__(
         self,
@@ -65,7 +67,14 @@ class CompressedLinear(Compressed, nn.Linear):
             )
 
     def to_dense(self) -> nn.Linear:
-        """An nn.Linear with the stored weights, in this layer's mode; its bias is a copy."""
+        """An nn.Linear with the stored weights, in this layer's mode; its bias is a copy.
+
+        Raises:
+            ValueError: the layer also computes an activation, which no nn.Linear does: set ``activation = "none"``
+                first, and apply it after the nn.Linear.
+        """
+        if self.activation != "none":
+            raise ValueError(f"an nn.Linear can't compute this layer's activation, {self.activation}")
         weight = self.weight.detach()
         shape = (self.in_features, self.out_features)
         linear = nn.Linear(*shape, bias=self.bias is not None, device=weight.device, dtype=weight.dtype)
@@ -76,4 +85,22 @@ class CompressedLinear(Compressed, nn.Linear):
         return linear.train(self.training)
 
     def extra_repr(self) -> str:
-        return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
+        shape = f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
+        return shape if self.activation == "none" else f"{shape}, activation={self.activation!r}"
+
+
+class Activated(CompressedLinear):
+    """A layer whose op applies an activation before it rounds its result. ``activation`` may be changed at any time."""
+
+    _activation = "none"
+
+    @property
+    def activation(self) -> str:
+        """none, relu, leaky_relu (slope 0.01), gelu (exact), silu, sigmoid, tanh or softplus (beta 1)."""
+        return self._activation
+
+    @activation.setter
+    def activation(self, name: str) -> None:
+        if name not in ACTIVATIONS:
+            raise ValueError(f"activation must be one of {', '.join(ACTIVATIONS)}, got {name!r}")
+        self._activation = name

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from bigmodel_ext.formats import csr
 from bigmodel_ext.nn._compressed import Compressed
-from bigmodel_ext.nn._linear import CompressedLinear
+from bigmodel_ext.nn._linear import Activated, CompressedLinear
 
 _STORED = ("values", "crow", "col")
 
@@ -106,7 +106,7 @@ class PatternLinear(Pattern, CompressedLinear):
         return self.out_features
 
 
-class PanelLinear(PatternLinear):
+class PanelLinear(PatternLinear, Activated):
     """Rows lie sorted, as the kernels like them (`order`, see formats.csr); a state dict holds them unsorted, without
     `order`."""
 

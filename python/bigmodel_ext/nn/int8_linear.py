@@ -8,11 +8,12 @@ from torch import Tensor, nn
 from bigmodel_ext import functional
 from bigmodel_ext.formats import int8
 from bigmodel_ext.nn._compressed import PackedInt8
-from bigmodel_ext.nn._linear import CompressedLinear, require_int8_exact, require_linear
+from bigmodel_ext.nn._linear import Activated, require_int8_exact, require_linear
 
 
-class Int8Linear(PackedInt8, CompressedLinear):  # type: ignore[override]
-    """``y = (q(x) @ weight_q.T) * scale(x) * weight_scale + bias`` (see :func:`functional.int8_linear`).
+class Int8Linear(PackedInt8, Activated):  # type: ignore[override]
+    """``y = act((q(x) @ weight_q.T) * scale(x) * weight_scale + bias)`` (see :func:`functional.int8_linear`); the
+    activation is part of a model's plan in a file of ``save_model``, not of the state dict.
 
     Resident are the packed weights (about one byte each), ``weight_scale`` float32 [N] and ``bias``. The state dict is
     independent of the packing: ``weight_q`` int8 [N,K], ``weight_scale`` float32 [N], ``bias`` [N].
@@ -28,8 +29,11 @@ class Int8Linear(PackedInt8, CompressedLinear):  # type: ignore[override]
         bias: bool = True,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
+        *,
+        activation: str = "none",
     ) -> None:
         super().__init__(in_features, out_features, bias, device, dtype)
+        self.activation = activation
         zeros = torch.zeros((out_features, in_features), dtype=torch.int8, device=device)
         self._register_packed(int8.pack(zeros), out_features)
 
@@ -64,4 +68,4 @@ class Int8Linear(PackedInt8, CompressedLinear):  # type: ignore[override]
 
     def forward(self, x: Tensor) -> Tensor:
         self._require_features(x)
-        return functional.int8_linear(x, self.packed, self.weight_scale, self.bias)
+        return functional.int8_linear(x, self.packed, self.weight_scale, self.bias, activation=self.activation)

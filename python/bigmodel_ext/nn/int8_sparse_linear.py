@@ -32,8 +32,10 @@ class Int8SparseLinear(PanelLinear):
         dtype: torch.dtype | None = None,
         *,
         panel: int = block.PANEL,
+        activation: str = "none",
     ) -> None:
         super().__init__(in_features, out_features, bias, device, dtype)
+        self.activation = activation
         self.weight_scale: Tensor
         self.row_sum: Tensor
         self.register_buffer("values", torch.empty((0, 4), dtype=torch.int8, device=device))
@@ -93,6 +95,7 @@ class Int8SparseLinear(PanelLinear):
             self.bias,
             panel=self.panel,
             order=self.order,
+            activation=self.activation,
         )
 
     @property

@@ -14,7 +14,7 @@ LAYOUTS = ("auto", "panel_csr")
 
 
 class SparseLinear(SparseValues, PanelLinear):
-    """``y = x @ W.T + bias`` with W [N,K] in panel-CSR (see ``formats.csr``).
+    """``y = act(x @ W.T + bias)`` with W [N,K] in panel-CSR (see ``formats.csr``).
 
     ``values`` [nnz] is a Parameter: training moves the stored weights and keeps the pattern. ``crow`` int32, ``col``
     uint8 and ``order`` int32 are buffers; rows lie sorted by length. About five bytes per stored float32 weight.
@@ -34,8 +34,10 @@ class SparseLinear(SparseValues, PanelLinear):
         dtype: torch.dtype | None = None,
         *,
         panel: int = csr.PANEL,
+        activation: str = "none",
     ) -> None:
         super().__init__(in_features, out_features, bias, device, dtype)
+        self.activation = activation
         self._register_values(panel, device, dtype)
 
     @classmethod
@@ -74,6 +76,7 @@ class SparseLinear(SparseValues, PanelLinear):
             out_features=self.out_features,
             panel=self.panel,
             order=self.order,
+            activation=self.activation,
         )
 
     @property

@@ -26,8 +26,10 @@ def int8_mm(a: Tensor, b: Tensor) -> Tensor:
     return out
 
 
-def int8_linear(x: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | None) -> Tensor:
+def int8_linear(
+    x: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | None, activation: str = "none"
+) -> Tensor:
     n = weight_scale.numel()
     out = x.new_empty(x.size(0), n) if x.dim() == 2 else output_rows(x, n)  # numbers cost half as much as a tuple
-    _native.int8_linear(x, weight, weight_scale, bias, out)
+    _native.int8_linear(x, weight, weight_scale, bias, out, activation)
     return out

@@ -18,11 +18,12 @@ def sparse_linear(
     out_features: int,
     panel: int,
     order: Tensor | None = None,
+    activation: str = "none",
 ) -> Tensor:
     if x.dtype is torch.float64:
-        return _dispatch.fall_back("sparse_linear", x, values, crow, col, bias, out_features, panel, order)
+        return _dispatch.fall_back("sparse_linear", x, values, crow, col, bias, out_features, panel, order, activation)
     out = x.new_empty(x.size(0), out_features) if x.dim() == 2 and out_features >= 0 else output_rows(x, out_features)
-    _native.sparse_linear(x, values, crow, col, order, bias, out, panel)
+    _native.sparse_linear(x, values, crow, col, order, bias, out, panel, activation)
     return out
 
 
@@ -56,8 +57,9 @@ def int8_sparse_linear(
     bias: Tensor | None,
     panel: int,
     order: Tensor | None = None,
+    activation: str = "none",
 ) -> Tensor:
     n = weight_scale.numel()
     out = x.new_empty(x.size(0), n) if x.dim() == 2 else output_rows(x, n)
-    _native.int8_sparse_linear(x, values, crow, col, order, weight_scale, row_sum, bias, out, panel)
+    _native.int8_sparse_linear(x, values, crow, col, order, weight_scale, row_sum, bias, out, panel, activation)
     return out
