@@ -1,5 +1,8 @@
 """Sparse weights, and strange but legal ways of holding a tensor, for the tests of the sparse ops."""
 
+import math
+from collections.abc import Callable, Sequence
+
 import torch
 
 SPARSITIES = (0.0, 0.5, 0.9, 1.0)
@@ -51,3 +54,32 @@ def strange_views(x: torch.Tensor) -> dict[str, torch.Tensor]:
         "stepped": stepped[::2, ::3],
         "offset": offset[1:].view(m, k),
     }
+
+
+def assert_bit_equal_for_any_threads(run: Callable[[], tuple[torch.Tensor, ...]], runs: int) -> None:
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        single = run()
+        for count in (2, 3):
+            torch.set_num_threads(count)
+            for _ in range(runs):
+                assert all(map(torch.equal, run(), single)), f"{count} threads give other bits than one"
+    finally:
+        torch.set_num_threads(before)
+
+
+def assert_takes_any_strides_and_dimensions(call: Callable[..., torch.Tensor], packed: Sequence[torch.Tensor]) -> None:
+    """call(x, packed, bias): a layer of 37 inputs and 19 outputs."""
+    x, bias = torch.randn(24, 37), torch.randn(19)
+    expected = call(x, packed, bias)
+    for name, view in strange_views(x).items():
+        assert torch.equal(call(view, packed, bias), expected), name
+    stepped = [torch.stack([t, t], 1)[:, 0] for t in packed]
+    assert torch.equal(call(x, stepped, torch.stack([bias, bias], 1)[:, 1]), expected)
+    assert torch.equal(call(x[:1].expand(24, 37), packed, bias), call(x[:1].repeat(24, 1), packed, bias))
+    for shape in ((37,), (1, 37), (4, 6, 37), (2, 3, 4, 37), (2, 1, 3, 4, 37), (0, 3, 37)):
+        flat = x.flatten()[: math.prod(shape)].view(math.prod(shape[:-1]), 37)
+        y = call(flat.view(shape), packed)
+        assert y.shape == (*shape[:-1], 19)
+        assert torch.equal(y.reshape(flat.shape[0], 19), call(flat, packed))

@@ -7,19 +7,13 @@ import torch
 from bigmodel_ext import functional as F
 from bigmodel_ext.formats import two_four
 from shapes import MNK, random_mnk
-from sparse_cases import strange_views, two_four_weight
-from tolerances import assert_as_accurate
+from sparse_cases import assert_bit_equal_for_any_threads, assert_takes_any_strides_and_dimensions, two_four_weight
+from tolerances import assert_as_accurate, terms
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 PAIRS = tuple(combinations(range(4), 2))
 ops = torch.ops.bigmodel_ext
-
-
-def terms(a, b):
-    """The largest sum of the magnitudes of a product's terms: what its rounding errors are relative to."""
-    product = a.double().abs() @ b.double().abs()
-    return product.max().item() if product.numel() else 0.0
 
 
 def check_forward_and_gradients(m, n, k, sparsity, dtype, bias=True, values_dtype=torch.float32):
@@ -92,32 +86,13 @@ def test_threads_and_runs_are_bit_equal(float_isa):
                 ops.semi_sparse_linear_grad_values(grad, x, packed[1]),
             )
 
-        before = torch.get_num_threads()
-        try:
-            torch.set_num_threads(1)
-            single = run()
-            for count in (2, 3):
-                torch.set_num_threads(count)
-                for _ in range(5):
-                    assert all(map(torch.equal, run(), single))
-        finally:
-            torch.set_num_threads(before)
+        assert_bit_equal_for_any_threads(run, runs=5)
 
 
 def test_strides_and_dimensions(float_isa):
     packed = two_four.pack(two_four_weight(19, 37))
-    call = lambda x, p=packed, b=None: F.semi_sparse_linear(x, *p, b, out_features=19)  # noqa: E731
-    x, bias = torch.randn(24, 37), torch.randn(19)
-    expected = call(x, b=bias)
-    for name, view in strange_views(x).items():
-        assert torch.equal(call(view, b=bias), expected), name
-    stepped = [torch.stack([t, t], 1)[:, 0] for t in packed]
-    assert torch.equal(call(x, p=stepped, b=torch.stack([bias, bias], 1)[:, 1]), expected)
-    for shape in ((37,), (1, 37), (4, 6, 37), (2, 1, 3, 4, 37), (0, 3, 37)):
-        flat = x.flatten()[: math.prod(shape)].view(math.prod(shape[:-1]), 37)
-        y = call(flat.view(shape))
-        assert y.shape == (*shape[:-1], 19)
-        assert torch.equal(y.reshape(flat.shape[0], 19), call(flat))
+    call = lambda x, p, b=None: F.semi_sparse_linear(x, *p, b, out_features=19)  # noqa: E731
+    assert_takes_any_strides_and_dimensions(call, packed)
 
 
 @pytest.mark.parametrize("m", [2, 80])

@@ -7,18 +7,18 @@ import torch
 from bigmodel_ext import functional as F
 from bigmodel_ext.formats import csr
 from shapes import MNK, RANDOM
-from sparse_cases import PANELS, SPARSITIES, sparse_weight, strange_views
-from tolerances import assert_as_accurate
+from sparse_cases import (
+    PANELS,
+    SPARSITIES,
+    assert_bit_equal_for_any_threads,
+    assert_takes_any_strides_and_dimensions,
+    sparse_weight,
+)
+from tolerances import assert_as_accurate, terms
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 ops = torch.ops.bigmodel_ext
-
-
-def terms(a, b):
-    """The largest sum of the magnitudes of a product's terms: what its rounding errors are relative to."""
-    product = a.double().abs() @ b.double().abs()
-    return product.max().item() if product.numel() else 0.0
 
 
 def check_forward_and_gradients(m, n, k, sparsity, panel, dtype, bias=True, values_dtype=torch.float32, sort=False):
@@ -129,16 +129,7 @@ def test_threads_and_runs_are_bit_equal(isa, sorted_rows):
                 ops.sparse_linear_grad_values(grad, x, crow, col, 128, order),
             )
 
-        before = torch.get_num_threads()
-        try:
-            torch.set_num_threads(1)
-            single = run()
-            for count in (2, 3):
-                torch.set_num_threads(count)
-                for _ in range(10):
-                    assert all(map(torch.equal, run(), single))
-        finally:
-            torch.set_num_threads(before)
+        assert_bit_equal_for_any_threads(run, runs=10)
 
 
 def test_python_threads_at_once():
@@ -161,19 +152,8 @@ def test_python_threads_at_once():
 def test_strides_and_dimensions(isa):
     weight = sparse_weight(19, 37, 0.5)
     packed = csr.pack(weight, panel=16)
-    call = lambda x, p=packed, b=None: F.sparse_linear(x, *p, b, out_features=19, panel=16)  # noqa: E731
-    x, bias = torch.randn(24, 37), torch.randn(19)
-    expected = call(x, b=bias)
-    for name, view in strange_views(x).items():
-        assert torch.equal(call(view, b=bias), expected), name
-    stepped = [torch.stack([t, t], 1)[:, 0] for t in packed]
-    assert torch.equal(call(x, p=stepped, b=torch.stack([bias, bias], 1)[:, 1]), expected)
-    assert torch.equal(call(x[:1].expand(24, 37), b=bias), call(x[:1].repeat(24, 1), b=bias))
-    for shape in ((37,), (1, 37), (4, 6, 37), (2, 3, 4, 37), (2, 1, 3, 4, 37), (0, 3, 37)):
-        y = call(x.flatten()[: math.prod(shape)].view(shape))
-        assert y.shape == (*shape[:-1], 19)
-        flat = x.flatten()[: math.prod(shape)].view(math.prod(shape[:-1]), 37)
-        assert torch.equal(y.reshape(flat.shape[0], 19), call(flat))
+    call = lambda x, p, b=None: F.sparse_linear(x, *p, b, out_features=19, panel=16)  # noqa: E731
+    assert_takes_any_strides_and_dimensions(call, packed)
 
 
 @pytest.mark.parametrize("bias_dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])

@@ -25,3 +25,9 @@ def assert_as_accurate(
     allowed = 2 * (torchs.double() - exact)[finite].abs().max().item() + floor
     error = (wide - exact)[finite].abs().max().item()
     assert error <= allowed, f"max error {error:.3e} > allowed {allowed:.3e}"
+
+
+def terms(a: torch.Tensor, b: torch.Tensor) -> float:
+    """The largest sum of the magnitudes of a product's terms: what its rounding errors are relative to."""
+    product = a.double().abs() @ b.double().abs()
+    return product.max().item() if product.numel() else 0.0

@@ -6,6 +6,7 @@
 #include "../common/check.h"
 #include "../common/scratch.h"
 #include "block_sparse_linear.h"
+#include "grad_values.h"
 #include "isa.h"
 #include "panel_csr.h"
 #include "row_panels.h"
@@ -159,28 +160,13 @@ bool grad_values_of(const Tiles& w, const View& grad, const View& x, int64_t m, 
 }  // namespace
 
 void semi_sparse_linear_grad_values(const View& grad, const View& x, const View& index, const View& out) {
-  check_float(grad, "grad");
-  check_dtype(x, "x", grad.dtype);
-  const int64_t m = check_features(x, "x");
-  check_features(grad, "grad");
-  check_ndim(grad, "grad", x.ndim);
-  for (int d = 0; d + 1 < x.ndim; ++d) check_size(grad, "grad", d, x.sizes[d]);
-  check_dtype(out, "out", grad.dtype);
+  const int64_t m = check_gradient(grad, x, out);
   const int64_t n = grad.sizes[grad.ndim - 1], k = x.sizes[x.ndim - 1];
   const Tiles w = check_tiles(out, index, n, k);
-  const int64_t total = w.rows * w.columns * kSemiValues;
-  const bool in_place = out.dtype == DType::f32;
-  std::vector<float> wide(in_place ? 0 : total);
-  float* dvalues = in_place ? out.as<float>() : wide.data();
-  if (m == 0) std::fill(dvalues, dvalues + total, 0.0f);
-  const int64_t threads = m * n * k / 2 < kSerialWork ? 1 : num_threads();
-  std::atomic<bool> ok{true};
-  parallel_for(threads, 1, [&](int64_t first, int64_t last) {
-    const int64_t begin = w.rows * first / threads, end = w.rows * last / threads;
-    if (begin < end && !grad_values_of(w, grad, x, m, begin, end, dvalues)) ok = false;
+  fill_grad_values(out, m, m * n * k / 2, [&](int64_t first, int64_t last, int64_t parts, float* dvalues) {
+    const int64_t begin = w.rows * first / parts, end = w.rows * last / parts;
+    return begin == end || grad_values_of(w, grad, x, m, begin, end, dvalues);
   });
-  if (!ok) throw std::bad_alloc();
-  if (!in_place) tile_kernels().unpack(dvalues, 1, total, 1, nullptr, out.data, out.dtype, total);
 }
 
 }  // namespace bigmodel

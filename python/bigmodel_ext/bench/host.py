@@ -16,7 +16,6 @@ import bigmodel_ext
 from bigmodel_ext import _native
 
 PACKAGES = ("onnxruntime", "torchao", "transformers")  # peers beside torch whose versions decide a row
-HERE = Path(__file__).parent
 
 
 def cpu_name() -> str:

@@ -30,14 +30,6 @@ def read(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def read_all(out: Path) -> dict[str, list[dict[str, str]]]:
-    """Rows by suite, of every machine's folder in `out`."""
-    suites: dict[str, list[dict[str, str]]] = {}
-    for path in sorted(out.glob("*/*.csv")):
-        suites.setdefault(path.stem, []).extend(read(path))
-    return suites
-
-
 def _key(row: Row) -> tuple[str, ...]:
     return tuple(str(row.get(name, "")) for name in KEY)
 

@@ -3,7 +3,7 @@ layer's smallest weights are set to zero and kept there."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
@@ -79,10 +79,3 @@ class GradualPruner:
             self.masks = {name: self._mask_of(layer.weight, self.target) for name, layer in self.layers.items()}
         for name, mask in self.masks.items():
             self.layers[name].weight.mul_(mask)
-
-
-def zero_share(layers: Iterable[nn.Linear]) -> float:
-    """The share of all these layers' weights that is zero."""
-    weights = [layer.weight.detach() for layer in layers]
-    total = sum(weight.numel() for weight in weights)
-    return sum(int((weight == 0).sum()) for weight in weights) / total if total else 0.0

@@ -20,6 +20,7 @@ BLOCKSIZE = 32
 
 
 def require_blocksize(blocksize: object) -> None:
+    """Raises TypeError for what is no int, ValueError for another size than 16, 32 or 64."""
     if isinstance(blocksize, bool) or not isinstance(blocksize, int):
         raise TypeError(f"blocksize must be 16, 32 or 64, got {blocksize!r}")
     if blocksize not in BLOCK_SIZES:

@@ -25,6 +25,7 @@ WIDE_PANEL = 256
 
 
 def require_panel(panel: int) -> None:
+    """Raises ValueError unless 1 <= panel <= 256: an index byte reaches no further."""
     if not 1 <= panel <= 256:
         raise ValueError(f"panel must be in [1, 256], got {panel}")
 

@@ -13,6 +13,7 @@ class Compressed(nn.Module):
     """A layer whose weight is stored in another form than the class it subclasses has it."""
 
     float_buffers: tuple[str, ...] = ()  # buffers that stay float32 whatever the model is cast to
+    stored: tuple[str, ...] = ()  # what belongs together in a state dict: all of it is loaded, or none
     bias: Any  # a Parameter or None
 
     @property
@@ -30,12 +31,47 @@ class Compressed(nn.Module):
             for name in self.float_buffers:
                 self._buffers[name] = _as(self._buffers[name], torch.float32)
 
-    def _keep_float32(self) -> None:
-        """After load_state_dict(assign=True), which may bring any dtype."""
-        for name in self.float_buffers:
+    def reset_parameters(self) -> None:
+        """Zero the stored weights and the bias; a pattern stays."""
+        with torch.no_grad():
+            for tensor in self.parameters():
+                tensor.zero_()
+
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: dict[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        keys = [prefix + name for name in self.stored]
+        present = [key for key in keys if key in state_dict]
+        problem = self._prepare(*(state_dict[key] for key in keys)) if len(present) == len(keys) else ""
+        if problem:
+            error_msgs.append(f"{prefix}{problem}")
+        if problem is not None:
+            state_dict = {key: value for key, value in state_dict.items() if key not in keys}
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )
+        if problem is not None:
+            missing_keys[:] = [key for key in missing_keys if key not in present]
+        for name in self.float_buffers:  # load_state_dict(assign=True) may bring any dtype
             buffer = self._buffers[name]
             if buffer is not None:
                 self._buffers[name] = buffer.float()
+        if problem is None:
+            self._loaded()
+
+    def _prepare(self, *stored: Tensor) -> str | None:
+        """Make room for what is to be loaded, one tensor for each name of `stored`; or what is wrong with it."""
+        return None
+
+    def _loaded(self) -> None:
+        """Derive what depends on `stored`."""
 
 
 class PackedInt8(Compressed):
@@ -89,7 +125,6 @@ class PackedInt8(Compressed):
         super()._load_from_state_dict(
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )
-        self._keep_float32()
         key = prefix + "weight_q"
         if key in unexpected_keys:
             unexpected_keys.remove(key)

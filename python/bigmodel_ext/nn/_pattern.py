@@ -11,12 +11,11 @@ from bigmodel_ext.formats import csr
 from bigmodel_ext.nn._compressed import Compressed
 from bigmodel_ext.nn._linear import Activated, CompressedLinear
 
-_STORED = ("values", "crow", "col")
-
 
 class Pattern(Compressed):
     """Holds crow and col over `outputs` rows and `columns` columns; `values` has one row for each entry of col."""
 
+    stored = ("values", "crow", "col")
     panel: int
     values: Tensor
     crow: Tensor
@@ -52,37 +51,8 @@ class Pattern(Compressed):
         """What is wrong with loaded values, or None."""
         raise NotImplementedError
 
-    def _load_from_state_dict(
-        self,
-        state_dict: dict[str, Any],
-        prefix: str,
-        local_metadata: dict[str, Any],
-        strict: bool,
-        missing_keys: list[str],
-        unexpected_keys: list[str],
-        error_msgs: list[str],
-    ) -> None:
-        keys = [prefix + name for name in _STORED]
-        present = [key for key in keys if key in state_dict]
-        problem = self._prepare(*(state_dict[key] for key in keys)) if len(present) == len(keys) else ""
-        if problem:
-            error_msgs.append(f"{prefix}{problem}")
-        if problem is not None:  # the three belong together: load none of them
-            state_dict = {key: value for key, value in state_dict.items() if key not in keys}
-        super()._load_from_state_dict(
-            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
-        )
-        if problem is None:
-            self._pattern_loaded()
-        else:
-            missing_keys[:] = [key for key in missing_keys if key not in present]
-        self._keep_float32()
-
-    def _pattern_loaded(self) -> None:
-        """Derive what depends on values and pattern."""
-
-    def _prepare(self, values: Tensor, crow: Tensor, col: Tensor) -> str | None:
-        """Check what is to be loaded and make room for it."""
+    def _prepare(self, *stored: Tensor) -> str | None:
+        values, crow, col = stored
         panel = self.panel
         if crow.shape != self.crow.shape:
             panel = csr.panel_of(crow, self.outputs, self.columns) or panel
@@ -121,7 +91,7 @@ class PanelLinear(PatternLinear, Activated):
         values, self.crow, self.col, self.order = csr.sort_rows(values, crow, col, self.out_features)
         return values
 
-    def _pattern_loaded(self) -> None:
+    def _loaded(self) -> None:
         if not self.crow.is_meta:
             self.values.data = self._take(self.values.detach(), self.crow, self.col)
 
@@ -131,7 +101,7 @@ class PanelLinear(PatternLinear, Activated):
         if not self.crow.is_meta and int(self.crow[-1]) == self.col.shape[0]:
             with torch.set_grad_enabled(keep_vars):
                 stored = csr.unsort_rows(self.values, self.crow, self.col, self.out_features, self.order)
-            destination.update(zip((prefix + name for name in _STORED), stored, strict=True))
+            destination.update(zip((prefix + name for name in self.stored), stored, strict=True))
 
 
 class SparseValues(Pattern):
@@ -150,12 +120,6 @@ class SparseValues(Pattern):
     def nnz(self) -> int:
         """How many weights are stored."""
         return self.col.shape[0]
-
-    def reset_parameters(self) -> None:
-        """Zero the stored weights and the bias; the pattern stays."""
-        with torch.no_grad():
-            for tensor in self.parameters():
-                tensor.zero_()
 
     def resize(self, stored: int) -> None:
         """Make room for another number of stored weights (the same Parameter); what they hold is undefined."""

@@ -69,12 +69,6 @@ class BlockSparseLinear(PatternLinear):
         """W dense [N,K], computed on each access; assigning into it changes nothing, gradients reach ``values``."""
         return block_sparse.unpack(self.values, self.crow, self.col, self.out_features, self.in_features)
 
-    def reset_parameters(self) -> None:
-        """Zero the stored weights and the bias; the pattern stays."""
-        with torch.no_grad():
-            for tensor in self.parameters():
-                tensor.zero_()
-
     def forward(self, x: Tensor) -> Tensor:
         self._require_features(x)
         return functional.block_sparse_linear(
@@ -92,7 +86,8 @@ class BlockSparseLinear(PatternLinear):
         self.values.grad = None
         self.col = self.col.new_empty(stored)
 
-    def _prepare(self, values: Tensor, crow: Tensor, col: Tensor) -> str | None:
+    def _prepare(self, *stored: Tensor) -> str | None:
+        values, crow, col = stored
         sizes = tuple(values.shape[1:])
         if len(sizes) != 2 or sizes[0] != sizes[1] or sizes[0] not in (16, 32, 64) or not values.is_floating_point():
             return (

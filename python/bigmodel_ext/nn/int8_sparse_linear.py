@@ -111,7 +111,7 @@ class Int8SparseLinear(PanelLinear):
         fits = values.dtype == torch.int8 and values.dim() == 2 and values.shape[1] == 4
         return None if fits else f"values must be torch.int8 [blocks, 4], got {values.dtype} {list(values.shape)}"
 
-    def _pattern_loaded(self) -> None:
-        super()._pattern_loaded()
+    def _loaded(self) -> None:
+        super()._loaded()
         if not self.values.is_meta:
             self.row_sum = self.weight_q.sum(1, dtype=torch.int32)

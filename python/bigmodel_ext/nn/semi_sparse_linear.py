@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
@@ -21,6 +19,7 @@ class SemiSparseLinear(CompressedLinear):
     x: [..., K] in values' dtype, or bfloat16/float16 with float32 values; the result is [..., N] in x's dtype.
     """
 
+    stored = ("values", "index")
     values: Tensor
     index: Tensor
 
@@ -60,35 +59,9 @@ class SemiSparseLinear(CompressedLinear):
         """W dense [N,K], computed on each access; assigning into it changes nothing, gradients reach ``values``."""
         return two_four.unpack(self.values, self.index, self.out_features, self.in_features)
 
-    def reset_parameters(self) -> None:
-        """Zero the stored weights and the bias; the pattern stays."""
-        with torch.no_grad():
-            for tensor in self.parameters():
-                tensor.zero_()
-
     def forward(self, x: Tensor) -> Tensor:
         self._require_features(x)
         return functional.semi_sparse_linear(x, self.values, self.index, self.bias, out_features=self.out_features)
 
-    def _load_from_state_dict(
-        self,
-        state_dict: dict[str, Any],
-        prefix: str,
-        local_metadata: dict[str, Any],
-        strict: bool,
-        missing_keys: list[str],
-        unexpected_keys: list[str],
-        error_msgs: list[str],
-    ) -> None:
-        keys = [prefix + name for name in ("values", "index")]
-        present = [key for key in keys if key in state_dict]
-        problem = "" if len(present) < 2 else two_four.invalid(state_dict[keys[1]], self.out_features, self.in_features)
-        if problem:
-            error_msgs.append(f"{prefix}{problem}")
-        if problem is not None:  # the two belong together: load neither
-            state_dict = {key: value for key, value in state_dict.items() if key not in keys}
-        super()._load_from_state_dict(
-            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
-        )
-        if problem is not None:
-            missing_keys[:] = [key for key in missing_keys if key not in present]
+    def _prepare(self, *stored: Tensor) -> str | None:
+        return two_four.invalid(stored[1], self.out_features, self.in_features)
