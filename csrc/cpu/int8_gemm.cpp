@@ -31,7 +31,9 @@ constexpr int64_t kActivationBytes = 192 << 10;  // of a block: it, the next one
 constexpr int64_t kGrainWork = 1 << 20;          // multiply-adds below which a second thread does not pay
 constexpr int64_t kReadingWork = 8;              // reading a weight costs about as much as this many multiply-adds
 constexpr int64_t kLeastRows = 24;               // of a block: with fewer, threads share its panels instead
-constexpr int64_t kFewestRows = 48;              // of a block however long: each block reads all weights once
+constexpr int64_t kFewestRows = 48;              // of a block however long: each block reads all weights once,
+constexpr int64_t kFewestRowsFar = 128;          // from memory if they are
+constexpr int64_t kFarBytes = 8 << 20;           // more than a core's share of the last-level cache
 constexpr int64_t kSoonBytes = 128 << 10;        // of the next activations, the most that is fetched into L2 in advance
 
 constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
@@ -50,7 +52,8 @@ Plan make_plan(const Int8Gemm& g) {
   plan.panels = ceil_div(g.n, kPanelColumns);
   plan.stride = round_up(std::max<int64_t>(g.k, 1), 64);
   if (plan.stride % 2048 == 0) plan.stride += 64;  // rows a power of two apart would share a few cache sets
-  const int64_t most = std::max(kActivationBytes / plan.stride, kFewestRows);
+  const int64_t fewest = g.n * plan.stride > kFarBytes ? kFewestRowsFar : kFewestRows;
+  const int64_t most = std::max(kActivationBytes / plan.stride, fewest);
   const int64_t least = ceil_div(g.m, most);
   const int64_t even = std::min(round_up(least, num_threads()), g.m / kLeastRows);  // as many for each thread
   plan.block = ceil_div(g.m, std::max(least, even));

@@ -102,14 +102,15 @@ constexpr Tile tiles[kMaxRows] = {tile<1, lines, real>, tile<2, lines, real>, ti
                                   tile<4, lines, real>, tile<5, lines, real>, tile<6, lines, real>};
 
 // What a tile fetches: with few tiles the first its own weights as it goes (into the next ones at the end); else, while
-// its own are in cache, the first two the next weights and later ones what follows those.
+// its own are in cache, the first four the next weights (faster, and memory would not keep up) and later ones what
+// follows those.
 const char* worth_fetching(const Int8Panel& p, bool stream, int64_t tile) {
   constexpr int64_t kAhead = 4096;  // bytes between the weights in use and those being fetched
   const char* b = reinterpret_cast<const char*>(p.b);
   if (stream) return tile == 0 ? b + kAhead : b;
-  const int64_t share = p.groups * 128;  // 2 lines a group
-  if (tile < 2) return reinterpret_cast<const char*>(p.next) + tile * share;
-  const int64_t at = (tile - 2) * share;
+  const int64_t share = p.groups * 64;  // a line a group
+  if (tile < 4) return reinterpret_cast<const char*>(p.next) + tile * share;
+  const int64_t at = (tile - 4) * share;
   return at < p.soon_bytes ? p.soon + at : b;
 }
 
@@ -118,7 +119,7 @@ const char* worth_fetching(const Int8Panel& p, bool stream, int64_t tile) {
 void int8_panel_avx512vnni(const Int8Panel& p) {
   const bool stream = p.rows <= 3 * kMaxRows, real = p.last && p.out_dtype != DType::i32;
   const Tile* streaming = real ? tiles<4, true> : tiles<4, false>;
-  const Tile* reusing = real ? tiles<2, true> : tiles<2, false>;
+  const Tile* reusing = real ? tiles<1, true> : tiles<1, false>;
   const bool direct = p.columns == kPanelColumns && (p.out_dtype == DType::f32 || p.out_dtype == DType::i32);
   alignas(64) float y[kMaxRows * kPanelColumns];
   const int64_t count = (p.rows + kMaxRows - 1) / kMaxRows;

@@ -15,7 +15,7 @@ import torch
 
 import bigmodel_ext._C as _C
 
-ISAS = ("scalar", "avx2", "avx512", "avx512vnni", "avx512vbmi")
+ISAS = ("scalar", "avx2", "avx512", "avx512vnni")
 
 
 def _address(library: ctypes.CDLL, symbol: str) -> int:
@@ -62,7 +62,7 @@ semi_sparse_linear_grad_values = _C.semi_sparse_linear_grad_values
 
 
 def new_weight(like: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
-    """An uninitialized tensor for weights that kernels stream: on the CPU in huge pages where the system has them."""
+    """An uninitialized tensor for weights that kernels stream: on the CPU in huge pages, where the system has them."""
     weight = like.new_empty(shape)
     if type(weight) is torch.Tensor and weight.device.type == "cpu":
         _C.about_to_write(weight.data_ptr(), weight.nbytes)
