@@ -86,7 +86,13 @@ def test_modules_of_ones_own():
 
 def test_transformers_encoder():
     transformers = pytest.importorskip("transformers")
-    for name, expected in (("gelu", "gelu"), ("relu", "relu"), ("silu", "silu"), ("gelu_new", None)):
+    for name, expected in (
+        ("gelu", "gelu"),
+        ("relu", "relu"),
+        ("silu", "silu"),
+        ("gelu_new", None),
+        ("gelu_python", None),
+    ):
         config = transformers.BertConfig(
             vocab_size=50, hidden_size=24, num_hidden_layers=1, num_attention_heads=2, intermediate_size=48,
             hidden_act=name, attn_implementation="sdpa",
@@ -99,7 +105,7 @@ def test_transformers_encoder():
             bm.fuse_activation_(model)
         assert model.encoder.layer[0].intermediate.dense.activation == (expected or "none")
         assert bool(absorbed(model)) == (expected is not None)
-        assert expected or "no kernel computes exactly what NewGELUActivation" in str(told[0].message)
+        assert expected or "no kernel computes exactly what" in str(told[0].message)
         torch.testing.assert_close(model(ids).last_hidden_state, before, rtol=0.05, atol=0.05)
 
 
@@ -211,7 +217,10 @@ class MethodsOfASequential(nn.Sequential):
         (lambda: quantized(OtherMethod()), "act: other code of OtherMethod uses one of them"),
         (lambda: quantized(ReachesIn()), "ReachesIn.forward does more with seq than call it"),
         (lambda: quantized(ReachesIn()), "ReachesIn.forward does more with own than call it"),
-        (lambda: quantized(MethodsOfASequential(nn.Linear(16, 8), nn.GELU())), "1: its forward is not|1: .*"),
+        (
+            lambda: quantized(MethodsOfASequential(nn.Linear(16, 8), nn.GELU())),
+            "1: Sequential.forward branches or loops",
+        ),
     ],
 )
 def test_left_as_they_are(build, reason):
