@@ -88,6 +88,7 @@ SAMPLES = {
         "packed": (_matrix(dtype, grad=grad), int8.pack(_int8()), torch.rand(N), _bias(grad)),
         "3-d": (torch.randn(2, 3, K, dtype=dtype, requires_grad=grad), _int8(), torch.rand(N), _bias(grad, dtype)),
         "no bias": (_matrix(dtype, grad=grad), _int8(), torch.rand(N), None),
+        "activation": (_matrix(dtype, grad=grad), _int8(), torch.rand(N) * 0.01, _bias(grad), "gelu"),
     },
     "int8_conv2d": lambda dtype, grad: (
         {
@@ -113,6 +114,7 @@ SAMPLES = {
         "bias": (_matrix(dtype, grad=grad), *_sparse(dtype, grad), _bias(grad), N, csr.PANEL),
         "no bias": (_matrix(dtype, grad=grad), *_sparse(torch.float32, grad), None, N, csr.PANEL),
         "order": (_matrix(dtype, grad=grad), *_sparse(dtype, grad), None, N, csr.PANEL, csr.rows_in_order(N, 1)),
+        "activation": (_matrix(dtype, grad=grad), *_sparse(dtype, grad), _bias(grad), N, csr.PANEL, None, "gelu"),
     },
     "sparse_linear_grad_input": lambda dtype, grad: {
         "": (_matrix(dtype, columns=N), *_sparse(dtype, False), K, csr.PANEL)
@@ -139,8 +141,8 @@ SAMPLES = {
         "": (_matrix(dtype, columns=N), _matrix(dtype), *_two_four(dtype, False)[1:])
     },
     "int8_sparse_linear": lambda dtype, grad: {
-        name: (_matrix(dtype, grad=grad), *b[:3], torch.rand(N), b[3], bias, block.PANEL)
-        for name, bias in (("bias", _bias(grad)), ("no bias", None))
+        name: (_matrix(dtype, grad=grad), *b[:3], torch.rand(N) * 0.01, b[3], bias, block.PANEL, *rest)
+        for name, bias, rest in (("bias", _bias(grad), ()), ("no bias", None, ()), ("act", _bias(grad), (None, "silu")))
         for b in (_blocks(),)
     },
     "dropout_seed": lambda dtype, grad: {"": (_matrix(dtype),)},
@@ -227,6 +229,9 @@ def test_gradients_in_float64_or_by_formula(op):
         y = overload(*args)
         grad = torch.randn_like(y)
         y.backward(grad)
+        if isinstance(args[-1], str):
+            z = overload(*(a.detach() if _floating(a) else a for a in args[:-1]))
+            grad = grad * _reference.activation_slope(z, args[-1])
         torch.testing.assert_close(x.grad, grad @ (weight.float() * scale[:, None]))
         if bias is not None:
             torch.testing.assert_close(bias.grad, grad.reshape(-1, N).sum(0))

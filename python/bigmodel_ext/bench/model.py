@@ -1,10 +1,11 @@
 """BERT-base- and MiniLM-shaped encoders from transformers (random weights, nothing is downloaded), end to end: dense in
-float32 and bfloat16, torch's dynamic int8, and ours, each converted in one line.
+float32 and bfloat16, torch's dynamic int8, and ours, each converted and their activations fused in one line.
 
-The limit is what is left when linear layers cost nothing (Amdahl's law): attention, LayerNorm, GELU, embeddings. Big
-outputs are given back to the system after each layer and their pages must be cleared again, so every shape is measured
-a second time, all candidates alike, with an allocator that keeps memory ("memory kept": what the environment variables
-MALLOC_MMAP_MAX_=0 and MALLOC_TRIM_THRESHOLD_=17179869184 do for a program of one's own).
+The limit is what is left when linear layers and the activations behind them cost nothing (Amdahl's law): attention,
+LayerNorm, residual additions, embeddings. Big outputs are given back to the system after each layer and their pages
+must be cleared again, so every shape is measured a second time, all candidates alike, with an allocator that keeps
+memory ("memory kept": what the environment variables MALLOC_MMAP_MAX_=0 and MALLOC_TRIM_THRESHOLD_=17179869184 do for a
+program of one's own).
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 import bigmodel_ext as bm
+from bigmodel_ext._fuse import activation_of
 from bigmodel_ext.bench import peers
 from bigmodel_ext.bench.harness import Call, Case
 from bigmodel_ext.bench.limits import Limit
@@ -57,15 +59,15 @@ ENCODERS = {"quick": (MINILM,), "default": (MINILM, BERT), "full": (MINILM, MINI
 
 
 def _int8(model: nn.Module) -> nn.Module:
-    return bm.quantize_(model, bm.Int8DynamicActivationInt8WeightConfig(rows=()))
+    return bm.fuse_activation_(bm.quantize_(model, bm.Int8DynamicActivationInt8WeightConfig(rows=())))
 
 
 def _sparse(model: nn.Module) -> nn.Module:
-    return bm.sparsify_(model, bm.UnstructuredSparseWeightConfig(SPARSITY, rows=()))
+    return bm.fuse_activation_(bm.sparsify_(model, bm.UnstructuredSparseWeightConfig(SPARSITY, rows=())))
 
 
 def _sparse_int8(model: nn.Module) -> nn.Module:
-    return bm.sparsify_(model, bm.Int8BlockSparseWeightConfig(SPARSITY, rows=()))
+    return bm.fuse_activation_(bm.sparsify_(model, bm.Int8BlockSparseWeightConfig(SPARSITY, rows=())))
 
 
 @dataclass(frozen=True)
@@ -131,6 +133,8 @@ def _without_linear(model: nn.Module) -> nn.Module:
         for name, child in list(module.named_children()):
             if isinstance(child, nn.Linear):
                 setattr(module, name, _Nothing(child.out_features))
+            elif activation_of(child):
+                setattr(module, name, nn.Identity())
     return model
 
 
@@ -142,7 +146,7 @@ def _limit(model: nn.Module, ids: Tensor) -> Limit:
         start = time.perf_counter()
         run()
         times.append(time.perf_counter() - start)
-    return Limit("all but linear layers", min(times))
+    return Limit("all but linear layers and activations", min(times))
 
 
 def _pruned(model: nn.Module, mask: Callable[[Tensor, float], Tensor]) -> nn.Module:
