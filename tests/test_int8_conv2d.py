@@ -256,4 +256,9 @@ def test_bad_input(device):
     refused(ValueError, r"groups must be .*at least 1", groups=0)
     refused(ValueError, r"x must be at least as large as the kernel, got padded 11x13", kernel=(12, 3))
     refused(ValueError, r"got padded 11x13.*dilation.* 7", dilation=(1, 7))
+    if device == "cpu":
+        huge = {"weight": torch.zeros(1, 1, dtype=torch.int8), "scale": scale[:1], "bias": None, "kernel": (1, 1)}
+        most = 2**31 - 1  # the padded sides are 2^32: their product is 0 modulo 2^64
+        huge |= {"x": torch.ones(1, 1, 2, 2), "stride": (most, most), "padding": (most,) * 4, "groups": 1}
+        refused(ValueError, r"x is too large with its padding", **huge)
     refused(ValueError, r"131071.*exact int32 sum, got 131400", kernel=(6, 7300), padding=(0, 0, 9999, 0))
