@@ -207,8 +207,21 @@ def test_arguments_as_numbers_pairs_and_words():
         q(stride=2, padding="same")
     with pytest.raises(ValueError, match="padding must be numbers, 'same' or 'valid', got 'full'"):
         q(padding="full")
+    for numbers in ((1,), (1, 2, 3), (1, 2, 3, 4, 5)):
+        with pytest.raises(ValueError, match=r"padding must be a number, \(height, width\) or .*, got \[1"):
+            q(padding=numbers)
     with pytest.raises(ValueError, match="kernel_size must be given with a packed weight"):
         F.int8_conv2d(x, int8_conv.pack(weight, 2), scale, bias, groups=2)
+    with pytest.raises(ValueError, match=r"kernel_size must be the weight's, \[.*, got \[1, 1\]"):
+        q(kernel_size=(1, 1))
+
+
+def test_channels_within_the_packing():
+    weight, scale = torch.ones(5, 6, 1, 1, dtype=torch.int8), torch.ones(5)
+    packed = int8_conv.pack(weight)
+    for c in (5, 7, 8):
+        with pytest.raises(ValueError, match=rf"x must be .* with C = 6 channels, got shape \[2, {c}, 3, 3\]"):
+            F.int8_conv2d(torch.ones(2, c, 3, 3), packed, scale, kernel_size=(1, 1), in_channels=6)
 
 
 @pytest.mark.parametrize("groups", [1, 2, 4, 64, 128])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from bigmodel_ext.functional._registered import call, ops
+from bigmodel_ext.functional._registered import call, ops, require_features
 
 _quantize_rows = ops.quantize_rows.default
 _int8_mm = ops.int8_mm.default
@@ -46,7 +46,9 @@ def int8_mm(a: Tensor, b: Tensor) -> Tensor:
     return call(_int8_mm, a, b)
 
 
-def int8_linear(x: Tensor, weight_q: Tensor, weight_scale: Tensor, bias: Tensor | None = None) -> Tensor:
+def int8_linear(
+    x: Tensor, weight_q: Tensor, weight_scale: Tensor, bias: Tensor | None = None, *, in_features: int | None = None
+) -> Tensor:
     """A linear layer with int8 weights and activations quantized per row on the fly:
 
     ``y[m,n] = (sum_k q[m,k] * weight_q[n,k]) * scale[m] * weight_scale[n] + bias[n]``, with ``q, scale`` from
@@ -59,6 +61,8 @@ def int8_linear(x: Tensor, weight_q: Tensor, weight_scale: Tensor, bias: Tensor 
         weight_q: int8 [N,K], or the same weights packed by ``formats.int8.pack`` (faster: no packing in the call).
         weight_scale: float32 [N].
         bias: [N], any floating dtype.
+        in_features: K. A packed weight knows it only rounded up: given here, an x of another K is refused, which
+            otherwise may pass, its surplus ignored and its lack taken for zeros.
 
     Returns:
         [..., N] in x's dtype.
@@ -67,4 +71,5 @@ def int8_linear(x: Tensor, weight_q: Tensor, weight_scale: Tensor, bias: Tensor 
         TypeError: a dtype is not one of those above.
         ValueError: shapes do not match, or K exceeds 131071.
     """
+    require_features(x, in_features)
     return call(_int8_linear, x, weight_q, weight_scale, bias)

@@ -76,9 +76,8 @@ class BlockSparseLinear(PatternLinear):
                 tensor.zero_()
 
     def forward(self, x: Tensor) -> Tensor:
-        self._require_features(x)
         return functional.block_sparse_linear(
-            x, self.values, self.crow, self.col, self.bias, out_features=self.out_features
+            x, self.values, self.crow, self.col, self.bias, out_features=self.out_features, in_features=self.in_features
         )
 
     @property

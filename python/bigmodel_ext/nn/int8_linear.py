@@ -63,5 +63,4 @@ class Int8Linear(PackedInt8, CompressedLinear):  # type: ignore[override]
         return int8.pack(weight_q)
 
     def forward(self, x: Tensor) -> Tensor:
-        self._require_features(x)
-        return functional.int8_linear(x, self.packed, self.weight_scale, self.bias)
+        return functional.int8_linear(x, self.packed, self.weight_scale, self.bias, in_features=self.in_features)

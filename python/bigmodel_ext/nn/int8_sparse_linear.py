@@ -82,7 +82,6 @@ class Int8SparseLinear(PanelLinear):
                 tensor.zero_()
 
     def forward(self, x: Tensor) -> Tensor:
-        self._require_features(x)
         return functional.int8_sparse_linear(
             x,
             self.values,
@@ -93,6 +92,7 @@ class Int8SparseLinear(PanelLinear):
             self.bias,
             panel=self.panel,
             order=self.order,
+            in_features=self.in_features,
         )
 
     @property

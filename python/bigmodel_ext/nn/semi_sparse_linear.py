@@ -67,8 +67,9 @@ class SemiSparseLinear(CompressedLinear):
                 tensor.zero_()
 
     def forward(self, x: Tensor) -> Tensor:
-        self._require_features(x)
-        return functional.semi_sparse_linear(x, self.values, self.index, self.bias, out_features=self.out_features)
+        return functional.semi_sparse_linear(
+            x, self.values, self.index, self.bias, out_features=self.out_features, in_features=self.in_features
+        )
 
     def _load_from_state_dict(
         self,

@@ -64,7 +64,6 @@ class SparseLinear(SparseValues, PanelLinear):
         return csr.unpack(self.values, self.crow, self.col, *shape, self.order)
 
     def forward(self, x: Tensor) -> Tensor:
-        self._require_features(x)
         return functional.sparse_linear(
             x,
             self.values,
@@ -74,6 +73,7 @@ class SparseLinear(SparseValues, PanelLinear):
             out_features=self.out_features,
             panel=self.panel,
             order=self.order,
+            in_features=self.in_features,
         )
 
     @property
