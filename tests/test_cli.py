@@ -83,6 +83,12 @@ def test_no_command(capsys):
     assert _fails(capsys)[0] == 2
 
 
+def test_version(capsys):
+    with pytest.raises(SystemExit, match="0"):
+        cli.main(["--version"])
+    assert capsys.readouterr().out == f"bigmodel_ext {cli.bigmodel_ext.__version__}\n"
+
+
 def test_info(capsys, monkeypatch, tmp_path):
     assert cli.main(["info"]) == 0
     text = capsys.readouterr().out

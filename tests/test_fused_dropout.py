@@ -205,3 +205,8 @@ def test_float64_runs_on_the_reference_and_explain_says_so():
     assert choice.backend == "reference"
     assert "float64" in choice.reason
     assert torch.equal(raw.fused_dropout(x.double(), *args), x.double())
+
+
+def test_a_seed_is_an_integer():
+    with pytest.raises(TypeError, match="integer"):
+        F.fused_dropout(torch.ones(8), 0.5, seed=1.7)

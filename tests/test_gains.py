@@ -72,7 +72,7 @@ class TestMemory:
 
     @pytest.mark.parametrize(
         "content",
-        [b"", b"{", b"[]", b"\xff\xfe", b'{"environment": ""}', b'{"gains": 3}', b'{"gains": {"a": "x"}}',
+        [b"", b"{", b"[" * 100_000, b"[]", b"\xff\xfe", b'{"environment": ""}', b'{"gains": 3}', b'{"gains": {"a": "x"}}',
          b'{"gains": {"a": NaN}}', b'{"gains": {"a": -1.0}}', b'{"gains": {"a": true}}'],
     )  # fmt: skip
     def test_a_broken_file_is_told_and_replaced(self, figures, monkeypatch, content):
@@ -122,3 +122,25 @@ class TestMemory:
         figures.given = {("Int8Linear", 1): math.nan}
         bm.quantize_(nn.Sequential(nn.Linear(8, 8)), MEASURED)
         assert list(json.loads(_gains.file().read_text())["gains"].values()) == [2.0]
+
+
+def test_a_name_too_long_is_told_and_measuring_goes_on(figures, monkeypatch):
+    monkeypatch.setenv("BIGMODEL_CACHE", "x" * 5000)
+    with pytest.warns(UserWarning, match="is ignored and layers are measured again"):
+        assert type(bm.quantize_(nn.Sequential(nn.Linear(8, 8)), MEASURED)[0]) is bm.nn.Int8Linear
+
+
+def test_a_user_without_a_home_keeps_no_file(figures, monkeypatch):
+    for name in ("BIGMODEL_CACHE", "XDG_CACHE_HOME", "HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("pwd.getpwuid", lambda uid: (_ for _ in ()).throw(KeyError(uid)))
+    assert _gains.file() is None
+    assert type(bm.quantize_(nn.Sequential(nn.Linear(8, 8)), MEASURED)[0]) is bm.nn.Int8Linear
+
+
+def test_autocast_has_figures_of_its_own(figures):
+    figures.given = {("Int8Linear", 1): 0.5}
+    with torch.autocast("cpu", torch.bfloat16), pytest.warns(UserWarning, match="kept dense"):
+        assert type(bm.quantize_(nn.Sequential(nn.Linear(8, 8)), MEASURED)[0]) is nn.Linear
+    figures.given = {}
+    assert type(bm.quantize_(nn.Sequential(nn.Linear(8, 8)), MEASURED)[0]) is bm.nn.Int8Linear

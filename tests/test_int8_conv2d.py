@@ -207,8 +207,21 @@ def test_arguments_as_numbers_pairs_and_words():
         q(stride=2, padding="same")
     with pytest.raises(ValueError, match="padding must be numbers, 'same' or 'valid', got 'full'"):
         q(padding="full")
+    for numbers in ((1,), (1, 2, 3), (1, 2, 3, 4, 5)):
+        with pytest.raises(ValueError, match=r"padding must be a number, \(height, width\) or .*, got \[1"):
+            q(padding=numbers)
     with pytest.raises(ValueError, match="kernel_size must be given with a packed weight"):
         F.int8_conv2d(x, int8_conv.pack(weight, 2), scale, bias, groups=2)
+    with pytest.raises(ValueError, match=r"kernel_size must be the weight's, \[.*, got \[1, 1\]"):
+        q(kernel_size=(1, 1))
+
+
+def test_channels_within_the_packing():
+    weight, scale = torch.ones(5, 6, 1, 1, dtype=torch.int8), torch.ones(5)
+    packed = int8_conv.pack(weight)
+    for c in (5, 7, 8):
+        with pytest.raises(ValueError, match=rf"x must be .* with C = 6 channels, got shape \[2, {c}, 3, 3\]"):
+            F.int8_conv2d(torch.ones(2, c, 3, 3), packed, scale, kernel_size=(1, 1), in_channels=6)
 
 
 @pytest.mark.parametrize("groups", [1, 2, 4, 64, 128])
@@ -256,4 +269,9 @@ def test_bad_input(device):
     refused(ValueError, r"groups must be .*at least 1", groups=0)
     refused(ValueError, r"x must be at least as large as the kernel, got padded 11x13", kernel=(12, 3))
     refused(ValueError, r"got padded 11x13.*dilation.* 7", dilation=(1, 7))
+    if device == "cpu":
+        huge = {"weight": torch.zeros(1, 1, dtype=torch.int8), "scale": scale[:1], "bias": None, "kernel": (1, 1)}
+        most = 2**31 - 1  # the padded sides are 2^32: their product is 0 modulo 2^64
+        huge |= {"x": torch.ones(1, 1, 2, 2), "stride": (most, most), "padding": (most,) * 4, "groups": 1}
+        refused(ValueError, r"x is too large with its padding", **huge)
     refused(ValueError, r"131071.*exact int32 sum, got 131400", kernel=(6, 7300), padding=(0, 0, 9999, 0))

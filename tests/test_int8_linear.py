@@ -169,6 +169,13 @@ def test_bad_input(device):
             F.int8_linear(*args)
 
 
+def test_features_within_the_packing():
+    _, weight, scale, bias = make(2, 70, 50)
+    for k in (49, 51, 52):
+        with pytest.raises(ValueError, match=rf"x must have 50 features in its last dimension, got shape \[3, {k}\]"):
+            F.int8_linear(torch.ones(3, k), pack(weight), scale, bias, in_features=50)
+
+
 @pytest.mark.parametrize("device", ["cpu", "meta"])
 def test_k_too_large(device):
     k = INT8_MAX_K + 1

@@ -198,3 +198,11 @@ def test_bad_input(device):
         crow = good[2].clone()
         crow[3] = 4
         refused(ValueError, r"crow must not decrease, got 4 and then 3 at index 4", crow=crow)
+
+
+def test_padding_whose_size_overflows():
+    values, crow, col = csr.pack(torch.ones(1, 1))
+    most = 2**31 - 1  # the padded sides are 2^32: their product is 0 modulo 2^64
+    window = {"stride": most, "padding": (most,) * 4, "kernel_size": (1, 1)}
+    with pytest.raises(ValueError, match="x is too large with its padding"):
+        F.sparse_conv2d(torch.ones(1, 1, 2, 2), values, crow, col, **window, out_channels=1, panel=csr.PANEL)

@@ -58,8 +58,9 @@ Conv2d check_conv2d(const View& x, const View& out, const ConvWindow& window, bo
   c.out_height = out_size(c.padded_height, c.kernel[0], c.stride[0], c.dilation[0]);
   c.out_width = out_size(c.padded_width, c.kernel[1], c.stride[1], c.dilation[1]);
   check_shape(out, "out", {c.batch, c.outputs, c.out_height, c.out_width});
-  int64_t bytes;
-  BIGMODEL_CHECK(!__builtin_mul_overflow(c.padded_height * c.padded_width, 4 * c.channels, &bytes) &&
+  int64_t pixels, bytes;
+  BIGMODEL_CHECK(!__builtin_mul_overflow(c.padded_height, c.padded_width, &pixels) &&
+                     !__builtin_mul_overflow(pixels, 4 * c.channels, &bytes) &&
                      !__builtin_mul_overflow(c.kernel[0] * c.kernel[1], c.group_channels, &c.k),
                  "x is too large with its padding, got shape ", shape_string(x));
   check_dense(x, "x", channels_last);

@@ -35,9 +35,13 @@ void quantize_rows(const View& x, const View& q, const View& scale) {
   check_ndim(scale, "scale", 1);
   check_size(scale, "scale", 0, m);
   check_contiguous(scale, "scale");
+  if (k == 0) {  // rows of nothing: q may have no memory
+    std::fill(scale.as<float>(), scale.as<float>() + m, 0.0f);
+    return;
+  }
   const auto kernel = quantize_rows_kernel();
   const int64_t row_bytes = k * element_size(x.dtype);
-  parallel_for(m, kGrainElements / std::max<int64_t>(k, 1) + 1, [&](int64_t begin, int64_t end) {
+  parallel_for(m, kGrainElements / k + 1, [&](int64_t begin, int64_t end) {
     kernel(x.as<char>() + begin * row_bytes, x.dtype, end - begin, k, k, q.as<uint8_t>() + begin * k, k, 0,
            scale.as<float>() + begin);
   });

@@ -64,6 +64,8 @@ def _key(form: nn.Module, rows: int, like: nn.Module) -> str:
         "rows": rows, "dtype": str(dtype_of(like)).removeprefix("torch."), "device": device_of(like).type,
         "threads": torch.get_num_threads(), "isa": _native.active_isa(), "matmul": torch.get_float32_matmul_precision(),
     }  # fmt: skip
+    if torch.is_autocast_enabled("cpu"):  # it makes the dense layer another one
+        facts["autocast"] = str(torch.get_autocast_dtype("cpu")).removeprefix("torch.")
     if "stored" in facts:
         facts["stored"] = f"~{_rounded(facts['stored'])}"
     return " ".join(f"{name}={value}" for name, value in facts.items())
@@ -79,7 +81,11 @@ def file() -> Path | None:
     named = os.environ.get("BIGMODEL_CACHE")
     if named == "off":
         return None
-    folder = Path(named or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "bigmodel_ext").expanduser()
+    folder = Path(named or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "bigmodel_ext")
+    try:
+        folder = folder.expanduser()
+    except RuntimeError:  # a user without a home
+        return None
     return folder / f"gains-{zlib.crc32(environment().encode()):08x}.json"
 
 
@@ -135,7 +141,7 @@ def kept() -> int:
 
 def _read(path: Path | None) -> dict[str, float]:
     """A file's figures; none where there is no file, and none with a warning where it is broken."""
-    if path is None or not path.exists():
+    if path is None:
         return {}
     try:
         gains = json.loads(path.read_bytes())["gains"]
@@ -143,6 +149,8 @@ def _read(path: Path | None) -> dict[str, float]:
             if type(gain) is not float or not 0.0 < gain < math.inf:
                 raise ValueError(f"the gain of {key!r} is {gain!r}")
         return dict(gains)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         warnings.warn(f"{path} is ignored and layers are measured again: {error!r}", UserWarning, stacklevel=2)
         return {}

@@ -33,6 +33,7 @@ class _Parser(argparse.ArgumentParser):
 
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="bigmodel", description="Compressed PyTorch models that are smaller and faster.")
+    parser.add_argument("--version", action="version", version=f"bigmodel_ext {bigmodel_ext.__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="{compress,bench,info}")
     compress = commands.add_parser("compress", help="train a model, compress it, save and check it, and report")
     compress.add_argument("--task", required=True, help="what to train on (digits)")

@@ -4,14 +4,21 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from bigmodel_ext.functional._registered import call, ops
+from bigmodel_ext.functional._registered import call, ops, require_features
 
 _block_sparse_linear = ops.block_sparse_linear.default
 _semi_sparse_linear = ops.semi_sparse_linear.default
 
 
 def block_sparse_linear(
-    x: Tensor, values: Tensor, crow: Tensor, col: Tensor, bias: Tensor | None = None, *, out_features: int
+    x: Tensor,
+    values: Tensor,
+    crow: Tensor,
+    col: Tensor,
+    bias: Tensor | None = None,
+    *,
+    out_features: int,
+    in_features: int | None = None,
 ) -> Tensor:
     """A linear layer that stores and multiplies only some square blocks of its weights: ``y = x @ W.T + bias``.
 
@@ -23,6 +30,8 @@ def block_sparse_linear(
             float32 or x's dtype.
         bias: [N], any floating dtype.
         out_features: N.
+        in_features: K. The format knows it only rounded up: given here, an x of another K is refused, which
+            otherwise may pass, its surplus ignored and its lack taken for zeros.
 
     Returns:
         [..., N] in x's dtype; sums are float32.
@@ -31,11 +40,18 @@ def block_sparse_linear(
         TypeError: a dtype is not one of those above.
         ValueError: shapes do not match, or an index lies outside.
     """
+    require_features(x, in_features)
     return call(_block_sparse_linear, x, values, crow, col, bias, out_features)
 
 
 def semi_sparse_linear(
-    x: Tensor, values: Tensor, index: Tensor, bias: Tensor | None = None, *, out_features: int
+    x: Tensor,
+    values: Tensor,
+    index: Tensor,
+    bias: Tensor | None = None,
+    *,
+    out_features: int,
+    in_features: int | None = None,
 ) -> Tensor:
     """A linear layer that stores two of every four neighbouring weights of a row: ``y = x @ W.T + bias``.
 
@@ -46,6 +62,8 @@ def semi_sparse_linear(
         values, index: W [N,K] in the format of ``formats.two_four.pack``; values float32 or x's dtype.
         bias: [N], any floating dtype.
         out_features: N.
+        in_features: K. The format knows it only rounded up: given here, an x of another K is refused, which
+            otherwise may pass, its surplus ignored and its lack taken for zeros.
 
     Returns:
         [..., N] in x's dtype; sums are float32.
@@ -54,4 +72,5 @@ def semi_sparse_linear(
         TypeError: a dtype is not one of those above.
         ValueError: shapes do not match.
     """
+    require_features(x, in_features)
     return call(_semi_sparse_linear, x, values, index, bias, out_features)

@@ -30,7 +30,16 @@ def _padding(
     if isinstance(padding, str):
         raise ValueError(f"padding must be numbers, 'same' or 'valid', got {padding!r}")
     numbers = _pair(padding)
-    return numbers if len(numbers) == 4 else (numbers[0], numbers[0], numbers[-1], numbers[-1])
+    if len(numbers) not in (2, 4):
+        raise ValueError(
+            f"padding must be a number, (height, width) or (top, bottom, left, right), got {list(numbers)}"
+        )
+    return numbers if len(numbers) == 4 else (numbers[0], numbers[0], numbers[1], numbers[1])
+
+
+def _require_channels(x: Tensor, in_channels: int | None) -> None:
+    if in_channels is not None and (x.dim() not in (3, 4) or x.shape[-3] != in_channels):
+        raise ValueError(f"x must be [B,C,H,W] or [C,H,W] with C = {in_channels} channels, got shape {list(x.shape)}")
 
 
 def int8_conv2d(
@@ -43,6 +52,7 @@ def int8_conv2d(
     dilation: int | Sequence[int] = 1,
     groups: int = 1,
     kernel_size: Sequence[int] | None = None,
+    in_channels: int | None = None,
 ) -> Tensor:
     """A 2-d convolution with int8 weights and activations quantized per image on the fly:
 
@@ -65,6 +75,9 @@ def int8_conv2d(
         bias: [N], any floating dtype.
         stride, dilation: a number, or (height, width).
         padding: a number, (height, width), (top, bottom, left, right), "same" (stride 1 only) or "valid".
+        kernel_size: (kh, kw) of a packed weight.
+        in_channels: C. A packed weight knows K only rounded up: given here, an x of other channels is refused, which
+            otherwise may pass.
 
     Returns:
         [B,N,OH,OW] (or [N,OH,OW]) in x's dtype and memory format.
@@ -73,7 +86,10 @@ def int8_conv2d(
         TypeError: a dtype is not one of those above.
         ValueError: shapes or numbers do not match, or C / groups * kh * kw exceeds 131071.
     """
+    _require_channels(x, in_channels)
     if weight_q.dim() == 4:
+        if kernel_size is not None and tuple(kernel_size) != tuple(weight_q.shape[2:]):
+            raise ValueError(f"kernel_size must be the weight's, {list(weight_q.shape[2:])}, got {list(kernel_size)}")
         kernel_size, weight_q = tuple(weight_q.shape[2:]), weight_q.permute(0, 2, 3, 1).flatten(1)
     elif kernel_size is None:
         raise ValueError("kernel_size must be given with a packed weight")
@@ -98,6 +114,7 @@ def sparse_conv2d(
     kernel_size: Sequence[int],
     out_channels: int,
     panel: int,
+    in_channels: int | None = None,
 ) -> Tensor:
     """A 2-d convolution that stores and multiplies only some of its weights: ``F.conv2d(x, W, bias, ...)``.
 
@@ -114,6 +131,8 @@ def sparse_conv2d(
         kernel_size: (kh, kw).
         out_channels: N.
         panel: columns to a panel, as packed.
+        in_channels: C. The format knows K only rounded up: given here, an x of other channels is refused, which
+            otherwise may pass.
 
     Returns:
         [B,N,OH,OW] (or [N,OH,OW]) in x's dtype and memory format; sums are float32.
@@ -122,6 +141,7 @@ def sparse_conv2d(
         TypeError: a dtype is not one of those above.
         ValueError: shapes or numbers do not match.
     """
+    _require_channels(x, in_channels)
     stride, dilation = _pair(stride), _pair(dilation)
     window = (kernel_size, stride, _padding(padding, kernel_size, stride, dilation), dilation, groups)
     if x.dim() == 3:

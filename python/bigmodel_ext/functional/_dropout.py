@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import threading
 
 import torch
@@ -39,7 +40,7 @@ def _nothing_dropped(p: float) -> tuple[None, float]:
 def _seed(seed: int | None, x: Tensor, kept: bool) -> Tensor:
     """A given seed as a tensor, or a drawn one; `kept`: something needs it after the call."""
     if seed is not None:
-        return torch.tensor(seed, dtype=torch.int64, device=x.device)
+        return torch.tensor(operator.index(seed), dtype=torch.int64, device=x.device)
     plain = type(x) is Tensor and x.is_cpu  # a fake tensor's seed, say, must not be drawn into a real one
     return _dropout_seed(x) if kept or not plain else _scratch.seed.random_()
 
@@ -74,7 +75,7 @@ def fused_dropout(
         the residual (or 0), even where the activation is NaN or infinite.
 
     Raises:
-        TypeError: a dtype is not one of those above.
+        TypeError: a dtype is not one of those above, or seed is a number but no integer.
         ValueError: p or activation is not one of those above, or shapes do not match.
     """
     compiling = torch.compiler.is_compiling()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from bigmodel_ext.functional._registered import call, ops
+from bigmodel_ext.functional._registered import call, ops, require_features
 
 _quantize_rows = ops.quantize_rows.default
 _int8_mm = ops.int8_mm.default
@@ -53,6 +53,7 @@ def int8_linear(
     bias: Tensor | None = None,
     *,
     activation: str | None = None,
+    in_features: int | None = None,
 ) -> Tensor:
     """A linear layer with int8 weights and activations quantized per row on the fly:
 
@@ -71,6 +72,8 @@ def int8_linear(
         bias: [N], any floating dtype.
         activation: relu, leaky_relu (slope 0.01), gelu (exact), silu, sigmoid, tanh or softplus (beta 1); None or
             "none": the identity.
+        in_features: K. A packed weight knows it only rounded up: given here, an x of another K is refused, which
+            otherwise may pass, its surplus ignored and its lack taken for zeros.
 
     Returns:
         [..., N] in x's dtype.
@@ -79,4 +82,7 @@ def int8_linear(
         TypeError: a dtype is not one of those above.
         ValueError: shapes do not match, K exceeds 131071, or activation is not one of those above.
     """
-    return call(_int8_linear, x, weight_q, weight_scale, bias, activation or "none")
+    require_features(x, in_features)
+    if activation is None:  # an argument more costs 2 % of a small call
+        return call(_int8_linear, x, weight_q, weight_scale, bias)
+    return call(_int8_linear, x, weight_q, weight_scale, bias, activation)

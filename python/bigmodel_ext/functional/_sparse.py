@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from bigmodel_ext.functional._registered import call, ops
+from bigmodel_ext.functional._registered import call, ops, require_features
 
 _sparse_linear = ops.sparse_linear.default
 _int8_sparse_linear = ops.int8_sparse_linear.default
@@ -21,6 +21,7 @@ def sparse_linear(
     panel: int,
     order: Tensor | None = None,
     activation: str | None = None,
+    in_features: int | None = None,
 ) -> Tensor:
     """A linear layer that stores and multiplies only some of its weights: ``y = x @ W.T + bias``.
 
@@ -34,6 +35,8 @@ def sparse_linear(
         panel: columns to a panel, as packed.
         order: int32, if the rows were sorted by ``formats.csr.sort_rows`` (faster).
         activation: applied to y before it is rounded; names and gradient as for :func:`int8_linear`.
+        in_features: K. The format knows it only rounded up: given here, an x of another K is refused, which
+            otherwise may pass, its surplus ignored and its lack taken for zeros.
 
     Returns:
         [..., N] in x's dtype; sums are float32.
@@ -42,6 +45,7 @@ def sparse_linear(
         TypeError: a dtype is not one of those above.
         ValueError: shapes do not match, or activation is not one of those of :func:`int8_linear`.
     """
+    require_features(x, in_features)
     return call(_sparse_linear, x, values, crow, col, bias, out_features, panel, order, activation or "none")
 
 
@@ -57,6 +61,7 @@ def int8_sparse_linear(
     panel: int,
     order: Tensor | None = None,
     activation: str | None = None,
+    in_features: int | None = None,
 ) -> Tensor:
     """:func:`int8_linear` with weights in blocks of 1x4 of which only non-zero ones are stored.
 
@@ -68,6 +73,8 @@ def int8_sparse_linear(
         panel: blocks to a panel, as packed.
         order: int32, if the rows were sorted by ``formats.csr.sort_rows`` (faster).
         activation: applied to y before it is rounded; names and gradient as for :func:`int8_linear`.
+        in_features: K. The format knows it only rounded up: given here, an x of another K is refused, which
+            otherwise may pass, its surplus ignored and its lack taken for zeros.
 
     Returns:
         [..., N] in x's dtype; equal to :func:`int8_linear` on the same weights, bit for bit.
@@ -76,5 +83,6 @@ def int8_sparse_linear(
         TypeError: a dtype is not one of those above.
         ValueError: shapes do not match, K exceeds 131071, or activation is not one of those of :func:`int8_linear`.
     """
+    require_features(x, in_features)
     pattern = (values, crow, col)
     return call(_int8_sparse_linear, x, *pattern, weight_scale, row_sum, bias, panel, order, activation or "none")

@@ -6,7 +6,7 @@ import math
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from bigmodel_ext.functional import INT8_MAX_K
 from bigmodel_ext.nn._compressed import Compressed
@@ -84,12 +84,6 @@ class CompressedConv2d(Compressed, nn.Conv2d):
             if self.bias is not None and conv.bias is not None:
                 conv.bias.copy_(self.bias)
         return conv.train(self.training)
-
-    def _require_channels(self, x: Tensor) -> None:
-        if x.dim() not in (3, 4) or x.shape[-3] != self.in_channels:
-            raise ValueError(
-                f"x must be [B,C,H,W] or [C,H,W] with C = {self.in_channels} channels, got shape {list(x.shape)}"
-            )
 
 
 def conv_arguments(conv: nn.Conv2d) -> tuple[int, int, Any, Any, Any, Any, int]:

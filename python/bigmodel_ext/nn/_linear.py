@@ -59,13 +59,6 @@ class CompressedLinear(Compressed, nn.Linear):
         layer.bias = linear.bias
         return layer.train(linear.training)
 
-    def _require_features(self, x: Tensor) -> None:
-        """The ops know in_features only rounded up to their tiles."""
-        if x.shape[-1:] != (self.in_features,):
-            raise ValueError(
-                f"x must have {self.in_features} features in its last dimension, got shape {list(x.shape)}"
-            )
-
     def to_dense(self) -> nn.Linear:
         """An nn.Linear with the stored weights, in this layer's mode; its bias is a copy.
 

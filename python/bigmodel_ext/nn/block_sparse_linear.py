@@ -70,9 +70,8 @@ class BlockSparseLinear(PatternLinear):
         return block_sparse.unpack(self.values, self.crow, self.col, self.out_features, self.in_features)
 
     def forward(self, x: Tensor) -> Tensor:
-        self._require_features(x)
         return functional.block_sparse_linear(
-            x, self.values, self.crow, self.col, self.bias, out_features=self.out_features
+            x, self.values, self.crow, self.col, self.bias, out_features=self.out_features, in_features=self.in_features
         )
 
     @property

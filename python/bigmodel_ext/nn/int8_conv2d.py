@@ -61,8 +61,16 @@ class Int8Conv2d(PackedInt8, CompressedConv2d):  # type: ignore[override]
         return int8_conv.unpack(self.packed, self.out_channels, self.kernel_size, self.in_channels // self.groups)
 
     def forward(self, x: Tensor) -> Tensor:
-        self._require_channels(x)
         kernel_size, stride, padding, dilation, groups = self.window
         return functional.int8_conv2d(
-            x, self.packed, self.weight_scale, self.bias, stride, padding, dilation, groups, kernel_size
+            x,
+            self.packed,
+            self.weight_scale,
+            self.bias,
+            stride,
+            padding,
+            dilation,
+            groups,
+            kernel_size,
+            self.in_channels,
         )

@@ -67,5 +67,11 @@ class Int8Linear(PackedInt8, Activated):  # type: ignore[override]
         return int8.pack(weight_q)
 
     def forward(self, x: Tensor) -> Tensor:
-        self._require_features(x)
-        return functional.int8_linear(x, self.packed, self.weight_scale, self.bias, activation=self.activation)
+        return functional.int8_linear(
+            x,
+            self.packed,
+            self.weight_scale,
+            self.bias,
+            activation=self.activation,
+            in_features=self.in_features,
+        )

@@ -84,7 +84,6 @@ class Int8SparseLinear(PanelLinear):
                 tensor.zero_()
 
     def forward(self, x: Tensor) -> Tensor:
-        self._require_features(x)
         return functional.int8_sparse_linear(
             x,
             self.values,
@@ -96,6 +95,7 @@ class Int8SparseLinear(PanelLinear):
             panel=self.panel,
             order=self.order,
             activation=self.activation,
+            in_features=self.in_features,
         )
 
     @property

@@ -60,8 +60,9 @@ class SemiSparseLinear(CompressedLinear):
         return two_four.unpack(self.values, self.index, self.out_features, self.in_features)
 
     def forward(self, x: Tensor) -> Tensor:
-        self._require_features(x)
-        return functional.semi_sparse_linear(x, self.values, self.index, self.bias, out_features=self.out_features)
+        return functional.semi_sparse_linear(
+            x, self.values, self.index, self.bias, out_features=self.out_features, in_features=self.in_features
+        )
 
     def _prepare(self, *stored: Tensor) -> str | None:
         return two_four.invalid(stored[1], self.out_features, self.in_features)

@@ -63,9 +63,9 @@ class SparseConv2d(SparseValues, CompressedConv2d):
         return dense.view(self.outputs, -1, *self.kernel_size)
 
     def forward(self, x: Tensor) -> Tensor:
-        self._require_channels(x)
         kernel_size, stride, padding, dilation, groups = self.window
         return functional.sparse_conv2d(
             x, self.values, self.crow, self.col, self.bias, stride, padding, dilation, groups,
             kernel_size=kernel_size, out_channels=self.out_channels, panel=self.panel,
+            in_channels=self.in_channels,
         )  # fmt: skip

@@ -66,7 +66,6 @@ class SparseLinear(SparseValues, PanelLinear):
         return csr.unpack(self.values, self.crow, self.col, *shape, self.order)
 
     def forward(self, x: Tensor) -> Tensor:
-        self._require_features(x)
         return functional.sparse_linear(
             x,
             self.values,
@@ -77,6 +76,7 @@ class SparseLinear(SparseValues, PanelLinear):
             panel=self.panel,
             order=self.order,
             activation=self.activation,
+            in_features=self.in_features,
         )
 
     @property
