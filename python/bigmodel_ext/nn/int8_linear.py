@@ -68,4 +68,6 @@ class Int8Linear(PackedInt8, Activated):  # type: ignore[override]
 
     def forward(self, x: Tensor) -> Tensor:
         self._require_features(x)
-        return functional.int8_linear(x, self.packed, self.weight_scale, self.bias, activation=self.activation)
+        if self._activation == "none":
+            return functional.int8_linear(x, self.packed, self.weight_scale, self.bias)
+        return functional.int8_linear(x, self.packed, self.weight_scale, self.bias, activation=self._activation)
