@@ -72,8 +72,8 @@ class TestMemory:
 
     @pytest.mark.parametrize(
         "content",
-        [b"", b"{", b"[" * 100_000, b"[]", b"\xff\xfe", b'{"environment": ""}', b'{"gains": 3}', b'{"gains": {"a": "x"}}',
-         b'{"gains": {"a": NaN}}', b'{"gains": {"a": -1.0}}', b'{"gains": {"a": true}}'],
+        [b"", b"{", b"[" * 100_000, b"[]", b"\xff\xfe", b'{"environment": ""}', b'{"gains": 3}',
+         b'{"gains": {"a": "x"}}', b'{"gains": {"a": NaN}}', b'{"gains": {"a": -1.0}}', b'{"gains": {"a": true}}'],
     )  # fmt: skip
     def test_a_broken_file_is_told_and_replaced(self, figures, monkeypatch, content):
         path = _gains.file()

@@ -17,7 +17,12 @@ struct Math {
   static Vector plus(Vector a, Vector b) { return _mm512_add_epi32(a, b); }
   static Vector take(Vector values, __m512i lane) { return _mm512_permutexvar_epi32(lane, values); }
   static Vector add_products(Vector sum, __mmask16, Vector v, __m512i x) { return _mm512_dpbusd_epi32(sum, x, v); }
-  static uint32_t total(Vector sum) { return static_cast<uint32_t>(_mm512_reduce_add_epi32(sum)); }
+  static uint32_t total(Vector sum) {  // modulo 2^32: the intrinsic for it adds signed numbers
+    uint32_t lanes[16], total = 0;
+    _mm512_storeu_si512(lanes, sum);
+    for (const uint32_t lane : lanes) total += lane;
+    return total;
+  }
   static Vector add(Vector sum, Vector v, const char* x) { return _mm512_dpbusd_epi32(sum, _mm512_loadu_si512(x), v); }
   static Vector load(const void* values, int64_t i, __mmask16 mask) {
     return _mm512_maskz_loadu_epi32(mask, static_cast<const int8_t*>(values) + i * 4);

@@ -101,7 +101,12 @@ struct Words {  // of four weights each
   static __m512i zero() { return _mm512_setzero_si512(); }
   static __m512i plus(__m512i a, __m512i b) { return _mm512_add_epi32(a, b); }
   static __m512i plus(__m512i a, __mmask16 mask, __m512i b) { return _mm512_mask_add_epi32(a, mask, a, b); }
-  static uint32_t total(__m512i sum) { return static_cast<uint32_t>(_mm512_reduce_add_epi32(sum)); }
+  static uint32_t total(__m512i sum) {  // modulo 2^32: the intrinsic for it adds signed numbers
+    uint32_t lanes[16], total = 0;
+    _mm512_storeu_si512(lanes, sum);
+    for (const uint32_t lane : lanes) total += lane;
+    return total;
+  }
   static __m512i multiply(const char* values, __m512i x) {
     return _mm512_dpbusd_epi32(zero(), x, _mm512_loadu_si512(values));
   }

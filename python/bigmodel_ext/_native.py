@@ -15,7 +15,7 @@ import torch
 
 import bigmodel_ext._C as _C
 
-ISAS = ("scalar", "avx2", "avx512", "avx512vnni")
+ISAS = ("scalar", "avx2", "avx512", "avx512vnni", "avx512vbmi")
 
 
 def _address(library: ctypes.CDLL, symbol: str) -> int:

@@ -67,11 +67,9 @@ class Int8Linear(PackedInt8, Activated):  # type: ignore[override]
         return int8.pack(weight_q)
 
     def forward(self, x: Tensor) -> Tensor:
+        k = self.in_features
+        if self._activation == "none":
+            return functional.int8_linear(x, self.packed, self.weight_scale, self.bias, in_features=k)
         return functional.int8_linear(
-            x,
-            self.packed,
-            self.weight_scale,
-            self.bias,
-            activation=self.activation,
-            in_features=self.in_features,
+            x, self.packed, self.weight_scale, self.bias, activation=self._activation, in_features=k
         )
