@@ -18,8 +18,8 @@ namespace bigmodel {
 int64_t check_gradient(const View& grad, const View& x, const View& out);
 
 // Calls body(first, last, parts, values) on every thread, for parts [first, last) of `parts` of out's values. These are
-// float32 (out's own memory, or rounded to its dtype afterwards), and 0 already where M is 0. The body returns false if it
-// found no memory; then std::bad_alloc is thrown.
+// float32 (out's own memory, or rounded to its dtype afterwards), and 0 already where M is 0. The body returns false if
+// it found no memory; then std::bad_alloc is thrown.
 template <typename Body>
 void fill_grad_values(const View& out, int64_t m, int64_t work, Body&& body) {
   const int64_t total = out.numel();

@@ -275,7 +275,6 @@ def linear_peers(
     takes for each to have left the caches."""
     torch.compiler.reset()  # a shape compiled before counts towards the number of recompilations otherwise
     expected = linear(x, weight, bias)
-    found: dict[str, Call] = {}
 
     def build(peer: Peer) -> Call:
         if peer.compiles and selection.size == "quick" and not selection.peers:
@@ -287,11 +286,8 @@ def linear_peers(
             run = rotating([run, *(peer.build(x, weight.clone(), bias) for _ in more)])
         return run
 
-    for name in filter(selection.wants, names):
-        run = tried(name, partial(build, LINEAR[name]))
-        if run:
-            found[name] = run
-    return found
+    found = {name: tried(name, partial(build, LINEAR[name])) for name in filter(selection.wants, names)}
+    return {name: run for name, run in found.items() if run}
 
 
 def missing_packages() -> dict[str, tuple[str, ...]]:
