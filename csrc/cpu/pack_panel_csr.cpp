@@ -21,8 +21,6 @@ constexpr Variants<const PackKernels*> variants = {{&pack_kernels_scalar, nullpt
 const KernelLevel level_of_pack_panel_csr("pack_panel_csr", [] { return variants.level(); });
 
 constexpr int64_t kGrainWeights = 65536;  // below this, waking a second thread costs more than it saves
-constexpr int64_t kAhead = 4;             // rows whose weights are prefetched: they lie far apart
-constexpr int64_t kLine = 64;
 
 struct Dense {
   const PackKernels& kernels;
@@ -60,25 +58,18 @@ Dense check_dense(const View& weight, const View* mask, int64_t panel) {
           bytes};
 }
 
-void prefetch(const Dense& w, int64_t row, int64_t p) {
-  const char* from = w.at(row, p);
-  for (int64_t i = 0; i < w.columns(p) * w.bytes; i += kLine) __builtin_prefetch(from + i);
-}
-
 // The entries of one block of rows of one panel, in the order in which they are stored. False if they are not those
 // that were counted.
 bool fill_block(const Dense& w, const PanelCsr& to, int64_t p, int64_t first, char* values, uint8_t* col) {
   const int64_t rows = std::min(order_rows(w.n), w.n - first), columns = w.columns(p);
   const int32_t* crow = to.crow + p * w.n + first;
   const int32_t* order = to.order + p * to.order_stride + first * to.order_step;
-  const auto row_at = [&](int64_t i) { return to.order_step ? order[i] : i; };
   alignas(64) char value_buffer[kPanelColumns * 8];
   uint8_t col_buffer[kPanelColumns];
   const int64_t room = (columns + 15) / 16 * 16;
   for (int64_t i = 0; i < rows; ++i) {
-    const int64_t row = row_at(i), at = crow[i], stored = crow[i + 1] - at;
+    const int64_t row = to.order_step ? order[i] : i, at = crow[i], stored = crow[i + 1] - at;
     if (row < 0 || row >= w.n - first) return false;
-    if (i + kAhead < rows && row_at(i + kAhead) < w.n - first) prefetch(w, first + row_at(i + kAhead), p);
     const bool direct = at + room <= crow[rows];  // what comes behind is written after it
     char* v = direct ? values + at * w.bytes : value_buffer;
     uint8_t* c = direct ? col + at : col_buffer;

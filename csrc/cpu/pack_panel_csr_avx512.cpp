@@ -5,19 +5,22 @@
 namespace bigmodel {
 namespace {
 
+constexpr __mmask16 kAll = 0xffff;  // the processor prefetches for plain loads only
+
 // 16 weights, in 32-bit lanes.
 struct Wide {
   static __m512i load(const void* weight, int64_t k, __mmask16 lanes) {
-    return _mm512_maskz_loadu_epi32(lanes, static_cast<const uint32_t*>(weight) + k);
+    const uint32_t* from = static_cast<const uint32_t*>(weight) + k;
+    return lanes == kAll ? _mm512_loadu_si512(from) : _mm512_maskz_loadu_epi32(lanes, from);
   }
-  static void store(void* values, int64_t i, __m512i v) {
-    _mm512_storeu_si512(static_cast<uint32_t*>(values) + i, v);
-  }
+  static void store(void* values, int64_t i, __m512i v) { _mm512_storeu_si512(static_cast<uint32_t*>(values) + i, v); }
 };
 
 struct Half {
   static __m512i load(const void* weight, int64_t k, __mmask16 lanes) {
-    return _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(lanes, static_cast<const uint16_t*>(weight) + k));
+    const uint16_t* from = static_cast<const uint16_t*>(weight) + k;
+    if (lanes == kAll) return _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
+    return _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(lanes, from));
   }
   static void store(void* values, int64_t i, __m512i v) {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(static_cast<uint16_t*>(values) + i), _mm512_cvtepi32_epi16(v));
@@ -30,7 +33,7 @@ __mmask16 stored_by(const uint8_t* mask, int64_t k, __mmask16 lanes) {
 }
 
 __mmask16 lanes_from(int64_t k, int64_t columns) {
-  return static_cast<__mmask16>(columns - k >= 16 ? 0xffff : (1 << (columns - k)) - 1);
+  return static_cast<__mmask16>(columns - k >= 16 ? kAll : (1 << (columns - k)) - 1);
 }
 
 template <typename W>
@@ -39,8 +42,7 @@ int64_t count_stored(const void* weight, uint32_t tested, const uint8_t* mask, i
   int64_t found = 0;
   for (int64_t k = 0; k < columns; k += 16) {
     const __mmask16 lanes = lanes_from(k, columns);
-    const __mmask16 stored =
-        mask ? stored_by(mask, k, lanes) : _mm512_test_epi32_mask(W::load(weight, k, lanes), bits);
+    const __mmask16 stored = mask ? stored_by(mask, k, lanes) : _mm512_test_epi32_mask(W::load(weight, k, lanes), bits);
     found += __builtin_popcount(stored);
   }
   return found;

@@ -16,95 +16,76 @@ constexpr int64_t kGrainEntries = 16384;  // below this, waking a second thread 
 
 struct Transpose {
   PanelCsr w;
-  int64_t panel_t;
-  int32_t* cursor;  // [ceil(N / panel_t) * K]: of each segment of the transpose
+  int64_t panel_t, panels_t;
+  int32_t* segment_of;  // [panels * N]: where each row's segment is, in the rows' own order
+  int32_t* cursor;      // [panels_t * K]: of each segment of the transpose
 
-  // Calls body(cursor of (row's panel, panel's first column), segment) for the rows of a panel, in their order or in that
-  // in which they are stored. False if a row is not one of the matrix's.
-  template <bool InTheirOrder, typename Body>
-  bool for_each_row(int64_t p, Body&& body) const {
-    int32_t place[kBlockRows];
-    for (int64_t first = 0; first < w.n; first += order_rows(w.n)) {
-      const int64_t rows = std::min(order_rows(w.n), w.n - first);
-      const int32_t* order = w.order + p * w.order_stride + first * w.order_step;
-      if (InTheirOrder) std::fill(place, place + rows, -1);
-      for (int64_t i = 0; i < rows; ++i) {
-        const int64_t row = w.order_step ? order[i] : i;
-        if (row < 0 || row >= rows) return false;
-        if (InTheirOrder)
-          place[row] = static_cast<int32_t>(i);
-        else
-          body(first + row, p * w.n + first + i);
-      }
-      for (int64_t row = 0; InTheirOrder && row < rows; ++row) {
-        if (place[row] < 0) return false;
-        body(first + row, p * w.n + first + place[row]);
-      }
+  int64_t columns(int64_t p) const { return std::min(w.panel, w.k - p * w.panel); }
+
+  // Writes panel p of segment_of; false if its order does not name each row once.
+  bool invert_order(int64_t p) const {
+    int32_t* found = segment_of + p * w.n;
+    std::fill(found, found + w.n, -1);
+    for (int64_t i = 0; i < w.n; ++i) {
+      const int64_t at = i % order_rows(w.n), first = i - at;
+      const int64_t row = w.order_step ? w.order[p * w.order_stride + i] : at;
+      if (row < 0 || row >= std::min(order_rows(w.n), w.n - first) || found[first + row] >= 0) return false;
+      found[first + row] = static_cast<int32_t>(p * w.n + i);
     }
     return true;
   }
 
-  int32_t* cursors(int64_t row, int64_t p) const { return cursor + row / panel_t * w.k + p * w.panel; }
-
-  // Counts each segment of the transpose whose row is in panel p.
-  bool count(int64_t p) const {
-    const int64_t columns = std::min(w.panel, w.k - p * w.panel);
-    bool valid = true;
-    return for_each_row<false>(p,
-                               [&](int64_t row, int64_t segment) {
-                                 int32_t* counts = cursors(row, p);
-                                 for (int64_t i = w.crow[segment]; i < w.crow[segment + 1]; ++i) {
-                                   if (w.col[i] < columns)
-                                     ++counts[w.col[i]];
-                                   else
-                                     valid = false;
-                                 }
-                               }) &&
-           valid;
+  // Counts in `counts` [panels_t * K] the entries of panel p; false if a column is beyond it.
+  bool count(int64_t p, int32_t* counts) const {
+    uint8_t largest = 0;
+    for (int64_t row = 0; row < w.n; ++row) {
+      const int64_t segment = segment_of[p * w.n + row];
+      int32_t* to = counts + row / panel_t * w.k + p * w.panel;
+      for (int64_t i = w.crow[segment]; i < w.crow[segment + 1]; ++i) {
+        largest = std::max(largest, w.col[i]);
+        if (w.col[i] < columns(p)) ++to[w.col[i]];
+      }
+    }
+    return w.crow[p * w.n] == w.crow[(p + 1) * w.n] || largest < columns(p);
   }
 
-  // Puts each entry of panel p where the cursor of its segment is. Rows in their order: so the transpose's columns are.
-  bool place(int64_t p, uint8_t* col_t, int32_t* source) const {
-    const int64_t columns = std::min(w.panel, w.k - p * w.panel);
+  // Puts the entries of panel p that are in the transpose's panel q where the cursors of their segments are. Rows go in
+  // their own order, as the transpose's columns do.
+  bool place(int64_t p, int64_t q, uint8_t* col_t, int32_t* source) const {
+    int32_t* at = cursor + q * w.k + p * w.panel;
+    const int64_t first = q * panel_t, rows = std::min(panel_t, w.n - first), width = columns(p);
     bool valid = true;
-    return for_each_row<true>(p,
-                              [&](int64_t row, int64_t segment) {
-                                int32_t* at = cursors(row, p);
-                                const uint8_t column = static_cast<uint8_t>(row % panel_t);
-                                for (int64_t i = w.crow[segment]; i < w.crow[segment + 1]; ++i) {
-                                  if (w.col[i] >= columns || at[w.col[i]] >= w.nnz) {
-                                    valid = false;
-                                    continue;
-                                  }
-                                  const int32_t to = at[w.col[i]]++;
-                                  col_t[to] = column;
-                                  source[to] = static_cast<int32_t>(i);
-                                }
-                              }) &&
-           valid;
+    for (int64_t row = 0; row < rows; ++row) {
+      const int64_t segment = segment_of[p * w.n + first + row];
+      for (int64_t i = w.crow[segment]; i < w.crow[segment + 1]; ++i) {
+        const int64_t column = w.col[i];
+        if (column >= width || at[column] >= w.nnz) {  // changed since it was counted
+          valid = false;
+          continue;
+        }
+        const int32_t to = at[column]++;
+        col_t[to] = static_cast<uint8_t>(row);
+        source[to] = static_cast<int32_t>(i);
+      }
+    }
+    return valid;
   }
 };
 
 template <typename Body>
-void for_each_panel(const PanelCsr& w, Body&& body) {
+void for_each(int64_t count, int64_t entries, Body&& body) {
   std::atomic<bool> valid{true};
-  const int64_t entries = w.panels ? w.nnz / w.panels : 0;
-  parallel_for(w.panels, kGrainEntries / std::max<int64_t>(entries, 1) + 1, [&](int64_t begin, int64_t end) {
-    for (int64_t p = begin; p < end; ++p)
-      if (!body(p)) valid = false;
+  parallel_for(count, kGrainEntries * count / std::max<int64_t>(entries, 1) + 1, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i)
+      if (!body(i)) valid = false;
   });
-  BIGMODEL_CHECK(valid, "col or order names a column or row that W [", w.n, ",", w.k, "] does not have, or one twice");
+  BIGMODEL_CHECK(valid, "col or order names a column or row that W does not have, or a row twice");
 }
 
 // Where each row's segment begins, in the rows' own order.
 void begin_cursors(const PanelCsr& t, int32_t* cursor) {
   const int64_t block = order_rows(t.n);
-  parallel_for(t.panels, kGrainEntries / std::max<int64_t>(t.n, 1) + 1, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin * t.n; i < end * t.n; ++i) {
-      const int64_t row = i % t.n;
-      cursor[i - row % block + t.order[i]] = t.crow[i];
-    }
-  });
+  for (int64_t i = 0; i < t.panels * t.n; ++i) cursor[i - i % t.n % block + t.order[i]] = t.crow[i];
 }
 
 }  // namespace
@@ -128,16 +109,23 @@ void transpose_panel_csr(const View& crow, const View& col, const View* order, i
   for (const View* v : {&crow_t, &col_t, &order_t, &source}) check_contiguous(*v, "the transpose's tensors");
 
   about_to_write(source.data, static_cast<size_t>(nnz) * 4);
+  const std::unique_ptr<int32_t[]> segment_of(new int32_t[static_cast<size_t>(w.panels * n)]);
   const std::unique_ptr<int32_t[]> cursor(new int32_t[static_cast<size_t>(segments)]);
+  const Transpose to = {w, panel_t, panels, segment_of.get(), cursor.get()};
   int32_t* counts = crow_t.as<int32_t>() + 1;
   std::fill(counts, counts + segments, 0);
-  for_each_panel(w, [&](int64_t p) { return Transpose{w, panel_t, counts}.count(p); });
-  for (int64_t i = 0; i < segments; ++i)
-    BIGMODEL_CHECK(counts[i] <= panel_t, "col names a column twice in one row");
+  for_each(w.panels, nnz, [&](int64_t p) { return to.invert_order(p) && to.count(p, counts); });
+  for (int64_t i = 0; i < segments; ++i) BIGMODEL_CHECK(counts[i] <= panel_t, "col names a column twice in one row");
   order_segments(panels, k, crow_t.as<int32_t>(), order_t.as<int32_t>());
   begin_cursors(check_panel_csr(crow_t, col_t, &order_t, nnz, k, n, panel_t), cursor.get());
-  const Transpose to = {w, panel_t, cursor.get()};
-  for_each_panel(w, [&](int64_t p) { return to.place(p, col_t.as<uint8_t>(), source.as<int32_t>()); });
+  // As many panels of W at a time as share blocks of the transpose's rows: what is written together lies together.
+  const int64_t together = std::max<int64_t>(order_rows(k) / panel, 1), groups = (w.panels + together - 1) / together;
+  for_each(groups * panels, nnz, [&](int64_t i) {
+    bool valid = true;
+    for (int64_t p = i / panels * together; p < std::min(w.panels, (i / panels + 1) * together); ++p)
+      valid &= to.place(p, i % panels, col_t.as<uint8_t>(), source.as<int32_t>());
+    return valid;
+  });
 }
 
 namespace {

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from bigmodel_ext import _checks, _dispatch, _native
 from bigmodel_ext._dispatch import Candidate
+from bigmodel_ext.backends import transposed
 
 
 def _rows(x: Tensor, n: int, n_name: str = "out_features") -> Tensor:
@@ -76,6 +77,21 @@ def sparse_conv2d(
     return out
 
 
+def pack_panel_csr(
+    weight: Tensor, mask: Tensor | None, panel: int, sort: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    _checks.check_pack_panel_csr(weight, mask, panel, sort)
+    weight = weight.contiguous()  # here, because it is read twice
+    kept = None if mask is None else mask.contiguous().view(torch.uint8)
+    segments = -(-weight.size(1) // panel) * weight.size(0)
+    crow = weight.new_empty(segments + 1, dtype=torch.int32)
+    order = crow.new_empty(segments if sort else 0)
+    stored = _native.count_panel_csr(weight, kept, panel, crow, order if sort else None)
+    values, col = weight.new_empty(stored), weight.new_empty(stored, dtype=torch.uint8)
+    _native.fill_panel_csr(weight, kept, panel, crow, order if sort else None, values, col)
+    return values, crow, col, order
+
+
 def sparse_linear(
     x: Tensor,
     values: Tensor,
@@ -99,7 +115,17 @@ def sparse_linear_grad_input(
     if grad.dtype is torch.float64:
         return _dispatch.fall_back("sparse_linear_grad_input", grad, values, crow, col, in_features, panel, order)
     out = _rows(grad, in_features, "in_features")
-    _native.sparse_linear_grad_input(grad, values, crow, col, order, out, panel)
+    n = grad.size(-1)
+    if grad.numel() < transposed.FEW_ROWS * max(n, 1) or values.shape != col.shape:
+        _native.sparse_linear_grad_input(grad, values, crow, col, order, out, panel)
+        return out
+    found = transposed.of(crow, col, order, n, in_features, panel)
+    if found is None:
+        _native.sparse_linear_grad_input(grad, values, crow, col, order, out, panel)
+        return out
+    permuted = values.new_empty(values.size(0))
+    _native.permute_values(values, found.source, permuted)
+    _native.sparse_linear(grad, permuted, found.crow, found.col, found.order, None, out, found.panel)
     return out
 
 
@@ -285,6 +311,7 @@ _dispatch.register(
         "int8_conv2d": Candidate("cpu", int8_conv2d),
         "int8_sparse_linear": Candidate("cpu", int8_sparse_linear),
         "sparse_conv2d": Candidate("cpu", sparse_conv2d, _double),
+        "pack_panel_csr": Candidate("cpu", pack_panel_csr),
         "sparse_linear": Candidate("cpu", sparse_linear, _double),
         "sparse_linear_grad_input": Candidate("cpu", sparse_linear_grad_input, _double),
         "sparse_linear_grad_values": Candidate("cpu", sparse_linear_grad_values, _double),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from bigmodel_ext.backends import transposed
 from bigmodel_ext.functional._registered import call, ops
 
 _sparse_linear = ops.sparse_linear.default
@@ -73,3 +74,8 @@ def int8_sparse_linear(
         ValueError: shapes do not match, or K exceeds 131071.
     """
     return call(_int8_sparse_linear, x, values, crow, col, weight_scale, row_sum, bias, panel, order)
+
+
+def forget_transposed(col: Tensor) -> None:
+    """Free what backward passes have derived from the pattern with this `col` and kept: the next one makes it anew."""
+    transposed.forget(col)
