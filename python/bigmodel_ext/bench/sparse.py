@@ -198,7 +198,8 @@ def _step_case(m: int, n: int, k: int, sparsity: float) -> Case:
     x, grad = torch.randn(m, k, requires_grad=True), torch.randn(m, n)
 
     def verify() -> None:
-        close(sparse(x), dense(x))
+        with torch.no_grad():
+            close(sparse(x), dense(x))
 
     def step(layer: torch.nn.Linear) -> Call:
         optimizer = torch.optim.Adam(layer.parameters(), lr=1e-6, fused=True)
