@@ -14,7 +14,7 @@ BEGIN, END = "<!-- figures: written by `make figures` from bench/results -->", "
 Rows = list[dict[str, str]]
 PLAIN = ("torch fp32", "torch float32", "torch eager")
 CSR = "torch CSR"  # sparse, with a column of its own
-NO_PEER = ("memcpy", "torch fp32, no bias", CSR)  # a limit, another function
+NO_PEER = ("memcpy", "torch fp32, no bias", "forward pass, M=128", CSR)  # a limit, another function
 TITLES = {
     "model": "Encoders end to end", "int8": "INT8 linear", "sparse": "Sparse linear",
     "blocks": "Block-sparse linear", "conv": "Convolutions", "dropout": "Fused dropout",

@@ -110,6 +110,10 @@ SAMPLES = {
         "bias": (_image(dtype, grad), *_sparse_filters(dtype, grad), _bias(grad), *WINDOW, N, csr.PANEL),
         "last": (_image(dtype, grad, True), *_sparse_filters(torch.float32, grad), None, *WINDOW, N, csr.PANEL),
     },
+    "pack_panel_csr": lambda dtype, grad: {
+        "sorted": (_matrix(dtype, N, grad=grad), torch.rand(N, K) < 0.4, csr.PANEL, True),
+        "no mask": (_matrix(dtype, N, grad=grad), None, 16, False),
+    },
     "sparse_linear": lambda dtype, grad: {
         "bias": (_matrix(dtype, grad=grad), *_sparse(dtype, grad), _bias(grad), N, csr.PANEL),
         "no bias": (_matrix(dtype, grad=grad), *_sparse(torch.float32, grad), None, N, csr.PANEL),
@@ -167,7 +171,7 @@ SAMPLES = {
     },
 }
 IN_FLOAT64 = (
-    "sparse_linear", "block_sparse_linear", "semi_sparse_linear", "sparse_conv2d", "fused_dropout",
+    "pack_panel_csr", "sparse_linear", "block_sparse_linear", "semi_sparse_linear", "sparse_conv2d", "fused_dropout",
     "fused_dropout_norm",
 )  # fmt: skip
 DIFFERENTIABLE = ("int8_linear", "int8_conv2d", "int8_sparse_linear", *IN_FLOAT64)

@@ -20,6 +20,8 @@ void register_quantize_rows(py::module_& m);
 void register_int8_sparse_linear(py::module_& m);
 void register_sparse_linear(py::module_& m);
 void register_sparse_conv2d(py::module_& m);
+void register_pack_panel_csr(py::module_& m);
+void register_transpose_panel_csr(py::module_& m);
 void register_block_sparse_linear(py::module_& m);
 void register_semi_sparse_linear(py::module_& m);
 }  // namespace bigmodel
@@ -54,6 +56,8 @@ PYBIND11_MODULE(_C, m) {
   register_int8_sparse_linear(m);
   register_sparse_linear(m);
   register_sparse_conv2d(m);
+  register_pack_panel_csr(m);
+  register_transpose_panel_csr(m);
   register_block_sparse_linear(m);
   register_semi_sparse_linear(m);
 }

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "../common/check.h"
+#include "../common/pages.h"
 #include "../common/scratch.h"
 #include "isa.h"
 #include "panel_csr.h"
@@ -199,6 +200,7 @@ void sparse_linear_grad_values(const View& grad, const View& x, const View& crow
   const PanelCsr w = check_panel_csr(crow, col, order, out.sizes[0], n, k, panel);
   const TileKernels& tiles = tile_kernels();
   const bool in_place = out.dtype == DType::f32;
+  if (in_place) about_to_write(out.data, static_cast<size_t>(w.nnz) * 4);
   std::vector<float> wide(in_place ? 0 : w.nnz);
   float* dvalues = in_place ? out.as<float>() : wide.data();
   if (m == 0) std::fill(dvalues, dvalues + w.nnz, 0.0f);

@@ -3,6 +3,7 @@
 int8_conv2d:                      dx = the transposed convolution of g with W         (rounding as below)
 sparse_conv2d:                    the same, dvalues = (dense dW) at the stored positions: a dense backward pass
 int8_linear, int8_sparse_linear:  dx = g W           (rounding counts as the identity: straight-through)
+pack_panel_csr:                   dweight = dvalues at the stored positions
 sparse_linear, block_sparse_linear, semi_sparse_linear:
                                   dx = g W,  dvalues = (g^T x) at the stored positions,  dbias = sum g
                                   (products of the same kind: they have gradients in turn)
@@ -135,6 +136,19 @@ def _int8_sparse_linear_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None,
         dx = ((grad.float() * weight_scale) @ weight.float()).to(grad.dtype)
     dbias = _column_sums(grad, bias) if ctx.needs_input_grad[6] else None
     return dx, None, None, None, None, None, dbias, None, None, None
+
+
+def _pack_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    weight, _, ctx.panel, ctx.sort = inputs
+    ctx.size = weight.shape
+    ctx.save_for_backward(*output[1:])
+    ctx.mark_non_differentiable(*output[1:])
+
+
+def _pack_backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+    crow, col, order = ctx.saved_tensors
+    (n, k), order = ctx.size, order if ctx.sort else None
+    return _reference.sparse_to_dense(grad, crow, col, n, k, ctx.panel, order), None, None, None
 
 
 def _sparse_linear_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -285,6 +299,7 @@ _register("int8_linear", _int8_linear_setup, _int8_linear_backward)
 _register("int8_conv2d", _int8_conv2d_setup, _int8_conv2d_backward)
 _register("sparse_conv2d", _sparse_conv2d_setup, _sparse_conv2d_backward)
 _register("int8_sparse_linear", _int8_sparse_linear_setup, _int8_sparse_linear_backward)
+_register("pack_panel_csr", _pack_setup, _pack_backward)
 _register("sparse_linear", _sparse_linear_setup, _sparse_linear_backward)
 _register("sparse_linear_grad_input", _grad_input_setup, _grad_input_backward)
 _register("sparse_linear_grad_values", _grad_values_setup, _grad_values_backward)

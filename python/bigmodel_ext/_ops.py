@@ -33,6 +33,14 @@ def _image(x: Tensor, n: int, *window: Any) -> Tensor:
     return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=order)
 
 
+def _packed(weight: Tensor, mask: Tensor | None, panel: int, sort: bool) -> tuple[Tensor, ...]:
+    """How many entries are stored is not known before they are counted."""
+    stored, segments = torch.library.get_ctx().new_dynamic_size(), -(-weight.shape[1] // panel) * weight.shape[0]
+    index = weight.new_empty((segments + 1,), dtype=torch.int32)
+    col = weight.new_empty((stored,), dtype=torch.uint8)
+    return weight.new_empty((stored,)), index, col, index.new_empty((segments if sort else 0,))
+
+
 _WINDOW = "int[] kernel_size, int[] stride, int[] padding, int[] dilation, int groups"
 _INDICES = "Tensor crow, Tensor col"
 
@@ -57,6 +65,11 @@ OPS: dict[str, tuple[str, Callable[..., None], Callable[..., Any]]] = {
         f"(Tensor x, Tensor weight, Tensor weight_scale, Tensor? bias, {_WINDOW}) -> Tensor",
         checks.check_int8_conv2d,
         lambda x, weight, weight_scale, bias, *window: _image(x, weight_scale.shape[0], *window),
+    ),
+    "pack_panel_csr": (
+        "(Tensor weight, Tensor? mask, int panel, bool sort) -> (Tensor values, Tensor crow, Tensor col, Tensor order)",
+        checks.check_pack_panel_csr,
+        _packed,
     ),
     "sparse_linear": (
         f"(Tensor x, Tensor values, {_INDICES}, Tensor? bias, SymInt out_features, int panel,"

@@ -29,6 +29,7 @@ from bigmodel_ext._checks.int8 import check_int8_linear as check_int8_linear
 from bigmodel_ext._checks.int8 import check_int8_mm as check_int8_mm
 from bigmodel_ext._checks.int8 import check_quantize_rows as check_quantize_rows
 from bigmodel_ext._checks.sparse import check_int8_sparse_linear as check_int8_sparse_linear
+from bigmodel_ext._checks.sparse import check_pack_panel_csr as check_pack_panel_csr
 from bigmodel_ext._checks.sparse import check_sparse_linear as check_sparse_linear
 from bigmodel_ext._checks.sparse import check_sparse_linear_grad_input as check_sparse_linear_grad_input
 from bigmodel_ext._checks.sparse import check_sparse_linear_grad_values as check_sparse_linear_grad_values

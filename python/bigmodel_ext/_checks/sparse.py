@@ -31,6 +31,16 @@ def require_panels(values: Tensor, crow: Tensor, col: Tensor, n: int, k: int, pa
         require_shape("order", order, -(-k // panel) * n)
 
 
+def check_pack_panel_csr(weight: Tensor, mask: Tensor | None, panel: int, sort: bool) -> None:
+    require_dtype("weight", weight, *FLOATS, torch.float64, torch.int32)
+    require(weight.dim() == 2, lambda: f"weight must be [N,K], got shape {list(weight.shape)}")
+    require(1 <= panel <= 256, lambda: f"panel must be in [1, 256], got {panel}")
+    require(
+        mask is None or (mask.shape == weight.shape and mask.dtype == torch.bool),
+        lambda: f"mask must be bool {list(weight.shape)}, got {mask.dtype} {list(mask.shape)}",  # type: ignore[union-attr]
+    )
+
+
 def check_sparse_linear(
     x: Tensor,
     values: Tensor,

@@ -1,4 +1,4 @@
-"""Sparse linear layers against dense and sparse ones: float32 unstructured, int8 in 1x4 blocks, and a training step.
+"""Sparse linear layers against dense and sparse ones: float32 unstructured, int8 in 1x4 blocks, training, packing.
 
 gops counts the dense product's operations ("effective"), real_gops those with stored weights.
 """
@@ -18,6 +18,7 @@ from bigmodel_ext.bench import limits, peers, shapes
 from bigmodel_ext.bench.harness import Call, Case, rotating
 from bigmodel_ext.bench.selection import Selection
 from bigmodel_ext.formats import block, csr, int8
+from bigmodel_ext.nn import SparseLinear
 
 MAIN = (4096, 4096)
 Chosen = tuple[tuple[tuple[int, int, int], tuple[float, ...]], ...]
@@ -30,7 +31,10 @@ DEFAULT: Chosen = (
     ((1, *MAIN), (0.5, 0.7, 0.9)),
     ((1, 3072, 768), (0.7, 0.9)),
 )
-TRAINING = {"quick": (), "default": (0.5, 0.9), "full": (0.5, 0.7, 0.8, 0.9, 0.95)}
+TRAINING = {"quick": (), "default": (0.5, 0.7, 0.9), "full": (0.5, 0.7, 0.8, 0.9, 0.95)}
+PACKED: dict[str, tuple[tuple[int, int], ...]] = {
+    size: ((3072, 768), *(() if size == "quick" else (MAIN,))) for size in TRAINING
+}
 COLD_BYTES = 2e6
 
 
@@ -155,6 +159,69 @@ def _training_case(m: int, n: int, k: int, sparsity: float) -> Case:
     )  # fmt: skip
 
 
+def _pack_case(n: int, k: int, sparsity: float) -> Case:
+    """Packing, and transposing for the backward pass, each beside a forward pass of 128 rows: the ratio is how many of
+    these passes it costs, upside down."""
+    weight, panel = _masked(n, k, sparsity), csr.panel_for(1 - sparsity)
+    packed = csr.pack_sorted(weight, panel=panel)
+    values, crow, col, order = packed
+    x = torch.randn(128, k)
+
+    def forward() -> Tensor:
+        return F.sparse_linear(x, values, crow, col, out_features=n, panel=panel, order=order)
+
+    def verify() -> None:
+        wanted = _reference.pack_panel_csr(weight, None, panel, True)
+        same = all(torch.equal(ours, theirs) for ours, theirs in zip(packed, wanted, strict=True))
+        assert same, "pack_panel_csr differs from the reference"
+
+    traffic = 8.0 * n * k + 5.0 * values.numel()
+    return Case(
+        "pack_panel_csr", f"N={n} K={k} {sparsity:.0%}",
+        {
+            "pack_panel_csr": lambda: csr.pack_sorted(weight, panel=panel),
+            "forward pass, M=128": forward,
+            "reference": lambda: _reference.pack_panel_csr(weight, None, panel, True),
+        },
+        verify, bytes=traffic, limit=limits.linear("fp32", 0.0, traffic, "cold"),
+        extra={"n": n, "k": k, "sparsity": sparsity, "dtype": "fp32", "panel": panel},
+    )  # fmt: skip
+
+
+def _step_case(m: int, n: int, k: int, sparsity: float) -> Case:
+    """A whole step of fine-tuning: forward, backward (of the input too) and Adam."""
+    dense = torch.nn.Linear(k, n)
+    with torch.no_grad():
+        dense.weight.copy_(_masked(n, k, sparsity))
+    sparse = SparseLinear.from_dense(dense)
+    sparse.bias = torch.nn.Parameter(dense.bias.detach().clone())  # not shared: each is trained by its own
+    x, grad = torch.randn(m, k, requires_grad=True), torch.randn(m, n)
+
+    def verify() -> None:
+        with torch.no_grad():
+            close(sparse(x), dense(x))
+
+    def step(layer: torch.nn.Linear) -> Call:
+        optimizer = torch.optim.Adam(layer.parameters(), lr=1e-6, fused=True)
+
+        def run() -> None:
+            x.grad = None
+            optimizer.zero_grad(set_to_none=True)
+            layer(x).backward(grad)
+            optimizer.step()
+
+        return run
+
+    real = 6.0 * m * sparse.nnz
+    return Case(
+        "SparseLinear training step", f"M={m} N={n} K={k} {sparsity:.0%}",
+        {"sparse_linear": step(sparse), "torch fp32": step(dense)}, verify,
+        operations=6.0 * m * n * k, real_operations=real, limit=limits.linear("fp32", real, 0.0),
+        dtypes={"torch fp32": "fp32"},
+        extra={"m": m, "n": n, "k": k, "sparsity": sparsity, "dtype": "fp32", "panel": sparse.panel},
+    )  # fmt: skip
+
+
 def cases(selection: Selection) -> Iterator[Case]:
     with torch.inference_mode():
         for make in (_fp32_case, _int8_case):
@@ -164,3 +231,7 @@ def cases(selection: Selection) -> Iterator[Case]:
                     yield make(m, n, k, sparsity, "cold", selection)
     for sparsity in () if selection.shapes else TRAINING[selection.size]:
         yield _training_case(128, *MAIN, sparsity)
+        yield _step_case(128, *MAIN, sparsity)
+    for shape in () if selection.shapes else PACKED[selection.size]:
+        for sparsity in (0.5, 0.9):
+            yield _pack_case(shape[0], shape[1], sparsity)

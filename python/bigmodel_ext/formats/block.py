@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from bigmodel_ext._reference import panel_rows_columns, sparse_to_dense
+from bigmodel_ext._reference import sparse_to_dense
 from bigmodel_ext.formats import csr
 
 PANEL = 128
@@ -19,14 +19,25 @@ PANEL = 128
 
 def pack(weight_q: Tensor, panel: int = PANEL) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """int8 [N,K] -> (values, crow, col, row_sum). A block is stored if one of its four weights is not 0."""
+    values, crow, col = csr.pack(_blocks(weight_q), panel=panel)
+    return values.view(torch.int8).view(-1, 4), crow, col, weight_q.sum(1, dtype=torch.int32)
+
+
+def pack_sorted(weight_q: Tensor, panel: int = PANEL) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """:func:`pack` and ``csr.sort_rows`` in one: (values, crow, col, order, row_sum)."""
+    values, crow, col, order = csr.pack_sorted(_blocks(weight_q), panel=panel)
+    return values.view(torch.int8).view(-1, 4), crow, col, order, weight_q.sum(1, dtype=torch.int32)
+
+
+def _blocks(weight_q: Tensor) -> Tensor:
+    """Blocks as int32 [N, ceil(K/4)], which is 0 where all four weights are."""
     if weight_q.dtype != torch.int8 or weight_q.dim() != 2:
         raise TypeError(f"weight_q must be int8 [N,K], got {weight_q.dtype} {list(weight_q.shape)}")
     n, k = weight_q.shape
-    blocks = torch.nn.functional.pad(weight_q, (0, -k % 4)).view(n, -(-k // 4), 4)
-    mask = (blocks != 0).any(-1)
-    _, crow, col = csr.pack(mask.to(torch.int8), mask, panel)
-    rows, columns = panel_rows_columns(crow, col, n, panel)
-    return blocks[rows, columns], crow, col, weight_q.sum(1, dtype=torch.int32)
+    padded = torch.nn.functional.pad(weight_q, (0, -k % 4)).contiguous()
+    if padded.storage_offset() % 4:  # torch can't view it as int32
+        padded = padded.clone()
+    return padded.view(-1).view(torch.int32).view(n, -(-k // 4))
 
 
 def unpack(

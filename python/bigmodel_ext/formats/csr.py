@@ -18,7 +18,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from bigmodel_ext._reference import order_rows, panel_rows_columns, sparse_to_dense
+from bigmodel_ext._reference import move_rows, order_rows, panel_rows_columns, sparse_to_dense
+from bigmodel_ext._reference import sort_rows as _sort_rows
 
 PANEL = 128
 WIDE_PANEL = 256
@@ -43,25 +44,23 @@ def panel_of(crow: Tensor, out_features: int, in_features: int) -> int | None:
 
 
 def pack(weight: Tensor, mask: Tensor | None = None, panel: int = PANEL) -> tuple[Tensor, Tensor, Tensor]:
-    """Dense [N,K] -> (values, crow, col). Entries where mask (default: weight != 0, so NaN too) is True are stored."""
-    if weight.dim() != 2:
-        raise ValueError(f"weight must be [N,K], got shape {list(weight.shape)}")
-    require_panel(panel)
-    if mask is None:
-        mask = weight != 0
-    elif mask.shape != weight.shape or mask.dtype != torch.bool:
-        raise ValueError(f"mask must be bool {list(weight.shape)}, got {mask.dtype} {list(mask.shape)}")
-    n, k = weight.shape
-    panels = -(-k // panel)
-    pad = (0, panels * panel - k)
-    kept = torch.nn.functional.pad(mask, pad).view(n, panels, panel).transpose(0, 1).contiguous()
-    ends = kept.sum(-1).flatten().cumsum(0)
-    if panels * n and int(ends[-1]) >= 2**31:
-        raise ValueError(f"at most 2^31 - 1 entries can be stored, got {int(ends[-1])}")
-    crow = torch.cat([ends.new_zeros(1), ends]).to(torch.int32)
-    entries = kept.flatten().nonzero().squeeze(1)  # one index an entry: indexing by the mask itself makes three, twice
-    cut = torch.nn.functional.pad(weight, pad).view(n, panels, panel).transpose(0, 1)
-    return cut.flatten()[entries], crow, (entries % panel).to(torch.uint8)
+    """Dense [N,K] -> (values, crow, col). Entries where mask (default: weight != 0, so NaN too) is True are stored.
+
+    weight: float32, float64, bfloat16, float16 or int32.
+    """
+    return _pack(weight, mask, panel, False)[:3]
+
+
+def pack_sorted(
+    weight: Tensor, mask: Tensor | None = None, panel: int = PANEL
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """:func:`pack` and :func:`sort_rows` in one: (values, crow, col, order)."""
+    return _pack(weight, mask, panel, True)
+
+
+def _pack(weight: Tensor, mask: Tensor | None, panel: int, sort: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    packed: tuple[Tensor, Tensor, Tensor, Tensor] = torch.ops.bigmodel_ext.pack_panel_csr(weight, mask, panel, sort)
+    return packed
 
 
 def rows_in_order(out_features: int, panels: int, device: torch.device | str | None = None) -> Tensor:
@@ -73,12 +72,7 @@ def rows_in_order(out_features: int, panels: int, device: torch.device | str | N
 def sort_rows(values: Tensor, crow: Tensor, col: Tensor, out_features: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """What :func:`pack` returned -> (values, crow, col, order): in each panel the rows of each block by their number of
     entries. Runs of rows of one length are what the kernels multiply fastest."""
-    n, block, counts = out_features, order_rows(out_features), crow.diff()
-    segments = torch.arange(counts.shape[0], device=crow.device)
-    blocks = segments // max(n, 1) * -(-n // block) + segments % max(n, 1) // block
-    place = (blocks * (WIDE_PANEL + 1) + counts).argsort(stable=True)
-    moved = _move_rows(values, crow, col, place)
-    return *moved, (place % max(n, 1) % block).to(torch.int32)
+    return _sort_rows(values, crow, col, out_features)
 
 
 def unsort_rows(
@@ -87,17 +81,7 @@ def unsort_rows(
     """The inverse of :func:`sort_rows`: (values, crow, col) as :func:`pack` made them."""
     n, block = max(out_features, 1), order_rows(out_features)
     segments = torch.arange(order.shape[0], device=crow.device)
-    return _move_rows(values, crow, col, (segments - segments % n % block + order).argsort())
-
-
-def _move_rows(values: Tensor, crow: Tensor, col: Tensor, place: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Rows (of each panel) in another order: at i the one that was at place[i]."""
-    counts = crow.diff()[place].long()
-    ends = counts.cumsum(0)
-    # An entry stays as far behind its row's beginning as it was.
-    shift = torch.repeat_interleave(crow[:-1][place] - (ends - counts), counts)
-    entries = torch.arange(col.shape[0], device=crow.device) + shift
-    return values[entries], torch.cat([crow[:1], ends.to(torch.int32)]), col[entries]
+    return move_rows(values, crow, col, (segments - segments % n % block + order).argsort())
 
 
 def unpack(

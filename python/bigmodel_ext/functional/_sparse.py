@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from bigmodel_ext.backends import transposed
 from bigmodel_ext.functional._registered import call, ops, require_features
 
 _sparse_linear = ops.sparse_linear.default
@@ -86,3 +87,8 @@ def int8_sparse_linear(
     require_features(x, in_features)
     pattern = (values, crow, col)
     return call(_int8_sparse_linear, x, *pattern, weight_scale, row_sum, bias, panel, order, activation or "none")
+
+
+def forget_transposed(col: Tensor) -> None:
+    """Free what backward passes have derived from the pattern with this `col` and kept: the next one makes it anew."""
+    transposed.forget(col)

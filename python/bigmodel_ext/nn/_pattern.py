@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from bigmodel_ext.formats import csr
+from bigmodel_ext.functional._sparse import forget_transposed
 from bigmodel_ext.nn._compressed import Compressed
 from bigmodel_ext.nn._linear import Activated, CompressedLinear
 
@@ -28,9 +29,9 @@ class Pattern(Compressed):
         self.register_buffer("crow", torch.zeros(entries, dtype=torch.int32, device=device))
         self.register_buffer("col", torch.empty(0, dtype=torch.uint8, device=device))
 
-    def _take(self, values: Tensor, crow: Tensor, col: Tensor) -> Tensor:
-        """Take over a pattern as csr.pack makes it; returns the values in the order in which the layer holds them."""
-        self.crow, self.col = crow, col
+    def _pack(self, weight: Tensor, mask: Tensor | None) -> Tensor:
+        """Take over the pattern of weight [N,K], from mask or where it is not 0; returns the values to be stored."""
+        values, self.crow, self.col = csr.pack(weight, mask, self.panel)
         return values
 
     @property
@@ -78,22 +79,28 @@ class PatternLinear(Pattern, CompressedLinear):
 
 class PanelLinear(PatternLinear, Activated):
     """Rows lie sorted, as the kernels like them (`order`, see formats.csr); a state dict holds them unsorted, without
-    `order`."""
+    `order`. In training the pattern's transpose is kept beside it, from the first backward pass until `eval()`."""
 
     order: Tensor
+
+    def train(self, mode: bool = True) -> Any:
+        if not mode:
+            forget_transposed(self.col)
+        return super().train(mode)
 
     def _register_pattern(self, panel: int, device: torch.device | str | None) -> None:
         super()._register_pattern(panel, device)
         panels = -(-self.columns // panel)
         self.register_buffer("order", csr.rows_in_order(self.out_features, panels, device), persistent=False)
 
-    def _take(self, values: Tensor, crow: Tensor, col: Tensor) -> Tensor:
-        values, self.crow, self.col, self.order = csr.sort_rows(values, crow, col, self.out_features)
+    def _pack(self, weight: Tensor, mask: Tensor | None) -> Tensor:
+        values, self.crow, self.col, self.order = csr.pack_sorted(weight, mask, self.panel)
         return values
 
     def _loaded(self) -> None:
         if not self.crow.is_meta:
-            self.values.data = self._take(self.values.detach(), self.crow, self.col)
+            stored = (self.values.detach(), self.crow, self.col)
+            self.values.data, self.crow, self.col, self.order = csr.sort_rows(*stored, self.out_features)
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
@@ -113,8 +120,7 @@ class SparseValues(Pattern):
 
     def _store(self, weight: Tensor, mask: Tensor | None, requires_grad: bool) -> None:
         """Fill with weight [N,K] where mask (default: weight != 0) is True."""
-        values = self._take(*csr.pack(weight, mask, self.panel))
-        self.values = nn.Parameter(values, requires_grad=requires_grad)
+        self.values = nn.Parameter(self._pack(weight, mask), requires_grad=requires_grad)
 
     @property
     def nnz(self) -> int:

@@ -56,8 +56,7 @@ class Int8SparseLinear(PanelLinear):
         require_int8_exact(linear)
         layer: Int8SparseLinear = cls._like(linear)
         q, scale = functional.quantize_rows(pruned(linear.weight.detach(), mask))
-        *packed, layer.row_sum = block.pack(q, layer.panel)
-        layer.values = layer._take(*packed)
+        layer.values, layer.crow, layer.col, layer.order, layer.row_sum = block.pack_sorted(q, layer.panel)
         layer.weight_scale = scale
         return layer
 

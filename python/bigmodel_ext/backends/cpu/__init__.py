@@ -24,6 +24,7 @@ _dispatch.register(
         "int8_conv2d": Candidate("cpu", conv.int8_conv2d),
         "int8_sparse_linear": Candidate("cpu", sparse.int8_sparse_linear),
         "sparse_conv2d": Candidate("cpu", conv.sparse_conv2d, _double),
+        "pack_panel_csr": Candidate("cpu", sparse.pack_panel_csr),
         "sparse_linear": Candidate("cpu", sparse.sparse_linear, _double),
         "sparse_linear_grad_input": Candidate("cpu", sparse.sparse_linear_grad_input, _double),
         "sparse_linear_grad_values": Candidate("cpu", sparse.sparse_linear_grad_values, _double),

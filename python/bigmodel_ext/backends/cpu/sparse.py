@@ -5,8 +5,24 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from bigmodel_ext import _dispatch, _native
+from bigmodel_ext import _checks, _dispatch, _native
+from bigmodel_ext.backends import transposed
 from bigmodel_ext.backends.cpu._rows import output_rows
+
+
+def pack_panel_csr(
+    weight: Tensor, mask: Tensor | None, panel: int, sort: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    _checks.check_pack_panel_csr(weight, mask, panel, sort)
+    weight = weight.contiguous()  # here, because it is read twice
+    kept = None if mask is None else mask.contiguous().view(torch.uint8)
+    segments = -(-weight.size(1) // panel) * weight.size(0)
+    crow = weight.new_empty(segments + 1, dtype=torch.int32)
+    order = crow.new_empty(segments if sort else 0)
+    stored = _native.count_panel_csr(weight, kept, panel, crow, order if sort else None)
+    values, col = weight.new_empty(stored), weight.new_empty(stored, dtype=torch.uint8)
+    _native.fill_panel_csr(weight, kept, panel, crow, order if sort else None, values, col)
+    return values, crow, col, order
 
 
 def sparse_linear(
@@ -33,7 +49,17 @@ def sparse_linear_grad_input(
     if grad.dtype is torch.float64:
         return _dispatch.fall_back("sparse_linear_grad_input", grad, values, crow, col, in_features, panel, order)
     out = output_rows(grad, in_features, "in_features")
-    _native.sparse_linear_grad_input(grad, values, crow, col, order, out, panel)
+    n = grad.size(-1)
+    if grad.numel() < transposed.FEW_ROWS * max(n, 1) or values.shape != col.shape:
+        _native.sparse_linear_grad_input(grad, values, crow, col, order, out, panel)
+        return out
+    found = transposed.of(crow, col, order, n, in_features, panel)
+    if found is None:
+        _native.sparse_linear_grad_input(grad, values, crow, col, order, out, panel)
+        return out
+    permuted = values.new_empty(values.size(0))
+    _native.permute_values(values, found.source, permuted)
+    _native.sparse_linear(grad, permuted, found.crow, found.col, found.order, None, out, found.panel, "none")
     return out
 
 
