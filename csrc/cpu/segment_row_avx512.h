@@ -35,7 +35,7 @@ struct Table {
 template <typename Math, bool Wide>
 void multiply_row(const uint32_t* x, const Segments& w, int64_t n_stride, int64_t order_stride, int64_t panels,
                   int64_t panel, uint32_t* y) {
-  constexpr int64_t kRowAhead = 512;
+  constexpr int64_t kRowAhead = 2048;
   alignas(64) uint32_t sums[kBlockRows * 16];
   for (int64_t r = 0; r < w.count; ++r) Math::store_sum(sums + r * 16, Math::zero());
   const int32_t* crow = w.crow;

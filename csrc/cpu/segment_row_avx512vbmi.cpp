@@ -3,7 +3,8 @@
 //
 // Where a row has few entries in a panel, instructions are the limit and not memory. Hence two steps over stretches of
 // entries: first each entry's product, 64 at a time and regardless of where rows end, into a buffer; then the rows'
-// pieces of that buffer are added up.
+// pieces of that buffer are added up. The second step, which is the longer one, fetches what is far ahead, so that
+// memory is busy all the time.
 #include <immintrin.h>
 
 #include "int8_sparse_linear.h"
@@ -12,8 +13,8 @@
 namespace bigmodel {
 namespace {
 
-constexpr int64_t kStretch = 2048;  // entries of the buffer (8 KiB), at least the 256 that a segment may have
-constexpr int64_t kAhead = 512;     // entries prefetched ahead: the processor's own prefetching stops at 4 KiB pages
+constexpr int64_t kStretch = 512;  // entries of the buffer (2 KiB), at least the 256 that a segment may have
+constexpr int64_t kAhead = 2048;   // entries prefetched ahead: the processor's own prefetching stops at 4 KiB pages
 constexpr int64_t kAtOnce = 64;
 
 // A panel's 128 (Wide: 256) activations as four planes of bytes, because bytes are what can be looked up in 128 places.
@@ -134,9 +135,6 @@ inline __attribute__((always_inline)) void products(const ByteTable<Wide>& table
       __builtin_memcpy(columns, w.col + i, static_cast<size_t>(w.nnz - i));
       return products_of_64<Math, Wide>(table, last, columns, buffer);
     }
-    for (int b = 0; b < kAtOnce * Math::kBytes; b += 64)
-      _mm_prefetch(values + (i + kAhead) * Math::kBytes + b, _MM_HINT_T0);
-    _mm_prefetch(reinterpret_cast<const char*>(w.col) + i + kAhead, _MM_HINT_T0);
     products_of_64<Math, Wide>(table, values + i * Math::kBytes, w.col + i, buffer);
   }
 }
@@ -159,12 +157,21 @@ void add_panel(const uint32_t* x, const Segments& w, const int32_t* crow, const 
     const int64_t begin = crow[s], stop = s + stretch(crow, s, w.count - s);
     products<Math, Wide>(table, w, begin, crow[stop], buffer);
     const uint32_t* from = buffer;
+    const char* values = static_cast<const char*>(w.values) + (begin + kAhead) * Math::kBytes;
+    const uint8_t* col = w.col + begin + kAhead;
     for (int32_t at = crow[s]; s < stop; ++s) {
       uint32_t* to = sums + (static_cast<uint32_t>(order[s]) & (kBlockRows - 1)) * 16;
       __m512i sum = _mm512_load_si512(to);
       uint32_t left = static_cast<uint32_t>(crow[s + 1] - at);
       at = crow[s + 1];
-      for (; left > 16; left -= 16, from += 16) sum = Math::plus(sum, _mm512_loadu_si512(from));
+      _mm_prefetch(reinterpret_cast<const char*>(col), _MM_HINT_T0);
+      _mm_prefetch(values, _MM_HINT_T0);
+      values += left * Math::kBytes;
+      col += left;
+      for (; left > 16; left -= 16, from += 16) {
+        sum = Math::plus(sum, _mm512_loadu_si512(from));
+        _mm_prefetch(values - left * Math::kBytes + 64, _MM_HINT_T0);
+      }
       const __mmask16 rest = static_cast<__mmask16>(_bzhi_u32(0xffff, left));
       _mm512_store_si512(to, Math::plus(sum, rest, _mm512_loadu_si512(from)));
       from += left;

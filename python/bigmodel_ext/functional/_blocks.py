@@ -40,7 +40,8 @@ def block_sparse_linear(
         TypeError: a dtype is not one of those above.
         ValueError: shapes do not match, or an index lies outside.
     """
-    require_features(x, in_features)
+    if in_features is not None:
+        require_features(x, in_features)
     return call(_block_sparse_linear, x, values, crow, col, bias, out_features)
 
 
@@ -72,5 +73,6 @@ def semi_sparse_linear(
         TypeError: a dtype is not one of those above.
         ValueError: shapes do not match.
     """
-    require_features(x, in_features)
+    if in_features is not None:
+        require_features(x, in_features)
     return call(_semi_sparse_linear, x, values, index, bias, out_features)

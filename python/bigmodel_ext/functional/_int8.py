@@ -82,7 +82,8 @@ def int8_linear(
         TypeError: a dtype is not one of those above.
         ValueError: shapes do not match, K exceeds 131071, or activation is not one of those above.
     """
-    require_features(x, in_features)
-    if activation is None:  # an argument more costs 2 % of a small call
+    if in_features is not None:
+        require_features(x, in_features)
+    if activation is None:  # one argument more costs 2 % of a small call
         return call(_int8_linear, x, weight_q, weight_scale, bias)
     return call(_int8_linear, x, weight_q, weight_scale, bias, activation)

@@ -22,9 +22,9 @@ _profiling = torch._C._autograd._profiler_enabled
 _PLAIN = frozenset({Tensor, Parameter, type(None), int, float, str, list})
 
 
-def require_features(x: Tensor, in_features: int | None) -> None:
+def require_features(x: Tensor, in_features: int) -> None:
     """The ops know K only rounded up to their tiles: a wrong one within them would count as zeros."""
-    if in_features is not None and x.shape[-1:] != (in_features,):
+    if x.shape[-1:] != (in_features,):
         raise ValueError(f"x must have {in_features} features in its last dimension, got shape {list(x.shape)}")
 
 
