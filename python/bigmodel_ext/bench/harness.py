@@ -19,7 +19,7 @@ from bigmodel_ext.bench import host, results
 from bigmodel_ext.bench.limits import Limit
 
 MIN_ROUND_S = 2e-3  # a candidate is repeated within a round until it fills this, so the clock's resolution is no matter
-LONG_CALL_S = 0.1  # a call of this length needs no untimed one before it
+LONG_CALL_S = 1.0  # a call of this length needs no untimed one before it
 OUT = Path("bench-results")
 
 Call = Callable[[], object]
@@ -68,7 +68,7 @@ def _time(run: Call, repeats: int) -> float:
 def _seconds(run: Call) -> float:
     """Of one call, roughly; the first may compile or allocate, but a very long one is known well enough from it."""
     first = _time(run, 1)
-    return first if first > 10 * LONG_CALL_S else max(_time(run, 1), 1e-7)
+    return first if first > 3 * LONG_CALL_S else max(_time(run, 1), 1e-7)
 
 
 def interleave(
