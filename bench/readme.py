@@ -57,6 +57,11 @@ def bfloat16(peers: dict[str, dict[str, str]]) -> dict[str, str] | None:
     return peers.get("torch bf16") or peers.get("torch bfloat16")
 
 
+def shape_of(row: dict[str, str]) -> str:
+    cold = " cold" if row["cache"] == "cold" else ""
+    return row["shape"] + cold + (f", {row['threads']} threads" if row["threads"] != "1" else "")
+
+
 def cell(row: dict[str, str] | None, named: bool = False) -> str:
     if row is None:
         return ""
@@ -90,9 +95,8 @@ def _line(peers: dict[str, dict[str, str]]) -> tuple[str, ...]:
     if other is plain:
         other = None
     limit = f"{float(row['limit_percent']):.0f} %" if row["limit_percent"] else ""
-    shape = row["shape"] + (" cold" if row["cache"] == "cold" else "")
     return (
-        row["op"], shape, cell(plain), cell(other, named=True), cell(bfloat16(peers)), cell(peers.get(CSR)),
+        row["op"], shape_of(row), cell(plain), cell(other, named=True), cell(bfloat16(peers)), cell(peers.get(CSR)),
         cell(peers.get("memcpy")), limit,
     )  # fmt: skip
 
@@ -141,8 +145,7 @@ def dense_wins(suites: dict[str, Rows]) -> list[str]:
             row = best(peers, same_dtype=False)
             if row is not None and speedup(row) < 1:
                 ours = "" if row["ours"] == row["op"] else f" {row['ours']}"
-                shape = row["shape"] + (" cold" if row["cache"] == "cold" else "")
-                lines.append((row["op"] + ours, shape, cell(row, named=True)))
+                lines.append((row["op"] + ours, shape_of(row), cell(row, named=True)))
     return _markdown(("ours", "shape", "fastest dense layer"), lines) if lines else []
 
 
@@ -165,7 +168,7 @@ def _machine(folder: Path) -> list[str]:
         if name == "model":
             lines += _folded(title, model_table(rows))
         else:
-            lines += _folded(f"{title}: {summary(rows)}", table(rows))
+            lines += _folded(": ".join(filter(None, (title, summary(rows)))), table(rows))
         if name in PICTURES and (folder / PICTURES[name][0]).exists():
             picture, text = PICTURES[name]
             lines += [f"![{text}](bench/results/{folder.name}/{picture})", ""]
