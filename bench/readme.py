@@ -14,7 +14,8 @@ BEGIN, END = "<!-- figures: written by `make figures` from bench/results -->", "
 Rows = list[dict[str, str]]
 PLAIN = ("torch fp32", "torch float32", "torch eager")
 CSR = "torch CSR"  # sparse, with a column of its own
-NO_PEER = ("memcpy", "torch fp32, no bias", "forward pass, M=128", CSR)  # a limit, another function
+FORWARD = "forward pass, M=128"  # of packing: what it costs in forward passes
+NO_PEER = ("memcpy", "torch fp32, no bias", FORWARD, "reference", CSR)  # a limit, another function, our own
 TITLES = {
     "model": "Encoders end to end", "int8": "INT8 linear", "sparse": "Sparse linear",
     "blocks": "Block-sparse linear", "conv": "Convolutions", "dropout": "Fused dropout",
@@ -95,13 +96,17 @@ def _line(peers: dict[str, dict[str, str]]) -> tuple[str, ...]:
     if other is plain:
         other = None
     limit = f"{float(row['limit_percent']):.0f} %" if row["limit_percent"] else ""
+    passes = f"{1 / speedup(peers[FORWARD]):.2f}" if FORWARD in peers else ""
     return (
         row["op"], shape_of(row), cell(plain), cell(other, named=True), cell(bfloat16(peers)), cell(peers.get(CSR)),
-        cell(peers.get("memcpy")), limit,
+        cell(peers.get("memcpy")), passes, limit,
     )  # fmt: skip
 
 
-HEADER = ("op", "shape", "torch", "best other of the same dtype", "torch bfloat16", CSR, "copy", "of the limit")
+HEADER = (
+    "op", "shape", "torch", "best other of the same dtype", "torch bfloat16", CSR, "copy", "in forward passes, M=128",
+    "of the limit",
+)  # fmt: skip
 
 
 def table(rows: Rows) -> list[str]:

@@ -34,6 +34,11 @@ def _synthetic(folder: Path) -> None:
                 "sparse_linear", f"M=8 N=64 K=64 {sparsity:.0%}", peer, ratio * times, m=8, n=64, k=64,
                 sparsity=sparsity, dtype="fp32", peer_dtype=dtype, gbps=5, real_gops=50, gops=100, **lines,
             ))  # fmt: skip
+    for peer, ratio in (("forward pass, M=128", 2.0), ("reference", 30.0)):
+        sparse.append(row(
+            "pack_panel_csr", "N=64 K=64 50%", peer, ratio, n=64, k=64, sparsity=0.5, dtype="fp32", gbps=5,
+            real_gops=0, **lines,
+        ))  # fmt: skip
     results.update(folder / "sparse.csv", sparse)
     results.update(folder / "int8.csv", [
         row("int8_linear", "M=1 N=64 K=64", peer, ratio, m=1, n=64, k=64, dtype="int8", peer_dtype=dtype, gbps=20,
@@ -61,6 +66,10 @@ def test_readme_tables_come_from_the_rows(tmp_path):
     )
     assert "**INT8 linear: at least as fast as the best other of the dtype in 0 of 1, geometric mean 0.80x**" in text
     assert "| 12.00x [0.50, 9.00] | 15.00x inductor [0.50, 9.00] | **0.50x** [0.50, 9.00] | 50 % |" in text
+    assert "| pack_panel_csr | N=64 K=64 50% |  |  |  | 0.50 | 40 % |" in text, (
+        "in forward passes; no peer is the reference"
+    )
+    assert "**Sparse linear: at least as fast as the best other of the dtype in 2 of 3" in text
     dense = text.split("**Where a dense layer is faster**")[1].splitlines()
     assert [line.split(" | ")[1:] for line in dense if line.startswith("| ")][2:] == [
         ["M=1 N=64 K=64", "**0.80x** onnxruntime int8 [0.50, 9.00] |"],
@@ -93,6 +102,7 @@ def test_plots(tmp_path, capsys):
     assert bench(tmp_path, "--plot") == 0
     assert sorted(p.name for p in folder.glob("*.png")) == ["dropout.png", "roofline.png", "sparsity.png"]
     assert all(p.read_bytes().startswith(b"\x89PNG") for p in folder.glob("*.png"))
+    assert {row["op"] for row in plot._points_of_roofline(folder)} == {"sparse_linear", "int8_linear"}
     curves = plot._curves(results.read(folder / "sparse.csv"), "fp32")
     assert curves["best dense fp32"] == [(0.0, 0.5), (0.5, 1.5), (0.9, 8.0)]
     assert plot.crossover(curves["best dense fp32"]) == pytest.approx(0.25)

@@ -97,8 +97,14 @@ def _points(axes: Axes, rows: Rows, label: str, color: str, marker: str) -> None
     axes.plot(xs, ys, ls="", marker=marker, ms=6, color=color, mec="white", mew=0.6, label=label)
 
 
+def _points_of_roofline(folder: Path) -> Rows:
+    """Packing, for one, does no operations."""
+    every = _cases(_rows(folder, "int8") + _rows(folder, "sparse"))
+    return [row for row in every if float(row["peak_gops"] or 0) and float(row["real_gops"] or 0)]
+
+
 def roofline(folder: Path, path: Path) -> bool:
-    rows = [row for row in _cases(_rows(folder, "int8") + _rows(folder, "sparse")) if float(row["peak_gops"] or 0)]
+    rows = _points_of_roofline(folder)
     panels = {"int8": "int8", "fp32": "float32"}
     by_dtype = {dtype: [row for row in rows if row["dtype"] == dtype and float(row["gbps"])] for dtype in panels}
     shown = [dtype for dtype in panels if by_dtype[dtype]]
