@@ -115,3 +115,11 @@ class TestSemiSparseLinear:
         assert bm.convert.two_four_mask(torch.zeros(1, 5)).int().tolist() == [[1, 1, 0, 0, 1]]
         with pytest.raises(TypeError, match="prune must be True or False, got 1"):
             bm.SemiSparseWeightConfig(1)
+
+
+@pytest.mark.parametrize("layer", [bm.nn.BlockSparseLinear, bm.nn.SemiSparseLinear])
+def test_an_activation_is_refused_where_no_epilogue_computes_it(layer):
+    one = layer(32, 32)
+    assert one.activation == "none"
+    with pytest.raises(AttributeError):
+        one.activation = "relu"

@@ -106,10 +106,12 @@ def test_pack_refuses():
     for wrong in (-1, 20, 511):
         with pytest.raises(ValueError, match="col or order names"):
             transposed.make(crow, col, torch.full_like(order, wrong), 20, 30, csr.PANEL)
-    crow = torch.full_like(crow, 600)
-    crow[0] = 0
     with pytest.raises(ValueError, match="a column twice in one row"):
         transposed.make(crow, torch.full_like(col, 5), order, 20, 30, csr.PANEL)
+    crow = torch.full_like(crow, 600)
+    crow[0] = 0
+    with pytest.raises(ValueError, match="a row has at most 256 entries in a panel"):
+        transposed.make(crow, col, order, 20, 30, csr.PANEL)
 
 
 @pytest.mark.parametrize("panel", PANELS)
@@ -158,7 +160,8 @@ def test_the_transpose_is_kept_until_the_pattern_changes(monkeypatch):
         layer.load_state_dict(nn.SparseLinear.from_dense(linear, torch.rand(50, 60) < 0.4).state_dict())
     backward(layer)
     assert len(made) == 2
-    one, other = csr.pack_sorted(linear.weight.detach()), csr.pack_sorted(linear.weight.detach().flip(1))
+    weight = sparse_weight(50, 60, 0.6)
+    one, other = csr.pack_sorted(weight), csr.pack_sorted(weight.flip(1))
     layer.resize(one[2].numel())
     for packed in (one, other):  # a user who writes into the buffers
         for to, of in zip((layer.values, layer.crow, layer.col, layer.order), packed, strict=True):
@@ -173,6 +176,30 @@ def test_the_transpose_is_kept_until_the_pattern_changes(monkeypatch):
     del layer
     gc.collect()
     assert len(transposed._cache) < count
+
+
+@pytest.mark.parametrize("write", [lambda to, of: to.data.copy_(of), lambda to, of: to.numpy().__setitem__(..., of)])
+def test_writes_that_torch_does_not_count_are_seen(write):
+    """As a broadcast of buffers does."""
+    weight = sparse_weight(50, 64, 0.6)
+    one, other = csr.pack_sorted(weight), csr.pack_sorted(weight.flip(1))
+    layer = nn.SparseLinear.from_dense(torch.nn.Linear(64, 50), weight != 0)
+    for packed in (one, other):
+        for to, of in zip((layer.values, layer.crow, layer.col, layer.order), packed, strict=True):
+            write(to.detach(), of)
+        backward(layer)
+
+
+def test_a_state_dict_is_loaded_by_swapping_after_a_backward_pass():
+    layer = nn.SparseLinear.from_dense(torch.nn.Linear(60, 50), torch.rand(50, 60) < 0.4)
+    state = {name: tensor.clone() for name, tensor in layer.state_dict().items()}
+    backward(layer)
+    torch.__future__.set_swap_module_params_on_conversion(True)
+    try:
+        layer.load_state_dict(state)
+    finally:
+        torch.__future__.set_swap_module_params_on_conversion(False)
+    backward(layer)
 
 
 def test_the_transpose_is_kept_under_compile(monkeypatch):

@@ -80,6 +80,14 @@ def test_damaged_crow_is_refused(isa, crow, message):
             call()
 
 
+def test_a_row_longer_than_a_panel_is_refused(isa):
+    crow, col = torch.tensor([0, 600, 600, 600, 600], dtype=torch.int32), torch.zeros(600, dtype=torch.uint8)
+    for m in (1, 4):
+        for call in every_op(torch.ones(m, 6), torch.ones(600), crow, col):
+            with pytest.raises(ValueError, match="a row has at most 256 entries in a panel, crow has 0 and then 600"):
+                call()
+
+
 @pytest.mark.parametrize("device", ["cpu", "meta"])
 def test_bad_input(device):
     make = lambda *shape, dtype=torch.float32: torch.zeros(shape, dtype=dtype, device=device)  # noqa: E731

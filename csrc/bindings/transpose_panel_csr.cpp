@@ -1,5 +1,8 @@
 #include "../cpu/transpose_panel_csr.h"
 
+#include <cstring>
+
+#include "output.h"
 #include "tensor.h"
 #include "unlocked.h"
 
@@ -20,6 +23,13 @@ void register_transpose_panel_csr(py::module_& m) {
                                 vorder, vsource, panel_t);
           });
         });
+  m.def("same_bytes", [](py::handle a, py::handle b) {
+    const DenseTensor da = dense(a, "a"), db = dense(b, "b");
+    const View &va = da.view, &vb = db.view;
+    if (va.dtype != vb.dtype || va.numel() != vb.numel()) return false;
+    return va.numel() == 0 ||
+           std::memcmp(va.data, vb.data, static_cast<size_t>(va.numel()) * item_bytes(va.dtype)) == 0;
+  });
   m.def("permute_values", [](py::handle values, py::handle source, py::handle out) {
     const DenseTensor dvalues = dense(values, "values"), dsource = dense(source, "source");
     const View vout = view(out, "out");

@@ -14,13 +14,17 @@ void check_vector(const View& v, const char* name, int64_t size) {
 void check_crow(const int32_t* crow, int64_t segments, int64_t nnz) {
   BIGMODEL_CHECK(crow[0] == 0, "crow must begin with 0, got ", crow[0]);
   BIGMODEL_CHECK(crow[segments] == nnz, "crow must end with the number of values, ", nnz, ", got ", crow[segments]);
-  int32_t falls = 0;
-  for (int64_t i = 0; i < segments; ++i) falls |= crow[i + 1] < crow[i];
-  if (!falls) return;
-  int64_t i = 0;
-  while (crow[i + 1] >= crow[i]) ++i;
-  throw std::invalid_argument(
-      message("crow must not decrease, got ", crow[i], " and then ", crow[i + 1], " at index ", i + 1));
+  const auto falls = [&](int64_t i) { return crow[i + 1] < crow[i]; };
+  const auto too_long = [&](int64_t i) {  // unsigned: what falls may overflow
+    return static_cast<uint32_t>(crow[i + 1]) - static_cast<uint32_t>(crow[i]) > uint32_t{kPanelColumns};
+  };
+  int32_t wrong = 0;
+  for (int64_t i = 0; i < segments; ++i) wrong |= falls(i) | too_long(i);
+  for (int64_t i = 0; wrong && i < segments; ++i)
+    BIGMODEL_CHECK(!falls(i), "crow must not decrease, got ", crow[i], " and then ", crow[i + 1], " at index ", i + 1);
+  for (int64_t i = 0; wrong && i < segments; ++i)
+    BIGMODEL_CHECK(!too_long(i), "a row has at most ", kPanelColumns, " entries in a panel, crow has ", crow[i],
+                   " and then ", crow[i + 1], " at index ", i + 1);
 }
 
 // The order of a block whose rows are stored in theirs.

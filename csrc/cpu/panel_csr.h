@@ -13,7 +13,8 @@
 // `col` and `order` are not, because at M=1 reading them once more would cost as much as the product. Instead every
 // kernel's panel of activations or accumulators has 256 readable (writable) columns, so no byte can point outside: an
 // entry whose column is not below its panel's width yields unspecified numbers in its own row (or is lost), never a
-// stray access. Likewise a block's sums have room for every row that the 9 bits used of `order` can name.
+// stray access; where a pattern is transposed all of it is read, and then it is refused. Likewise a block's sums have
+// room for every row that the 9 bits used of `order` can name.
 #pragma once
 
 #include <atomic>

@@ -148,8 +148,9 @@ void permute_values(const View& values, const View& source, const View& out) {
   check_dtype(out, "out", values.dtype);
   for (const View* v : {&values, &out}) check_shape(*v, "values", {source.sizes[0]});
   for (const View* v : {&values, &source, &out}) check_contiguous(*v, "values");
-  about_to_write(out.data, static_cast<size_t>(out.sizes[0]) * 4);
-  if (values.dtype == DType::f32 || values.dtype == DType::i32) return permute<uint32_t>(values, source, out);
+  const bool words = values.dtype == DType::f32 || values.dtype == DType::i32;
+  about_to_write(out.data, static_cast<size_t>(out.sizes[0]) * (words ? 4 : 2));
+  if (words) return permute<uint32_t>(values, source, out);
   check_float(values, "values");
   permute<uint16_t>(values, source, out);
 }

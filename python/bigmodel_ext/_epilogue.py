@@ -8,6 +8,7 @@ activation only, both are held once, and what holds the module that calls them d
 from __future__ import annotations
 
 import dis
+import functools
 import inspect
 import itertools
 import types
@@ -20,7 +21,7 @@ from torch import fx, nn
 
 from bigmodel_ext._fuse import activation_of, child, traced
 from bigmodel_ext._surgery import Changes, Place, Survey, has_hooks
-from bigmodel_ext.nn import Absorbed
+from bigmodel_ext.nn import Absorbed, Int8Linear, Int8SparseLinear, SparseLinear
 from bigmodel_ext.nn._linear import Activated
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -66,14 +67,34 @@ def _code_of(module: nn.Module) -> Iterator[types.CodeType]:
         yield code
 
 
-def _misuse(place: Place) -> str | None:
-    """What holds a module and does more with it than to call it: it may call the module's children by themselves."""
-    for parent, name in place.holders:
-        for code in _code_of(parent):
-            for step in dis.get_instructions(code):
-                call = step.opname == "LOAD_METHOD" or (step.opname == "LOAD_ATTR" and "NULL" in step.argrepr)
-                if step.opname in ("LOAD_ATTR", "LOAD_METHOD") and step.argval == name and not call:
-                    return f"{type(parent).__name__}.{code.co_name} does more with {name} than call it"
+@functools.cache
+def _loads(code: types.CodeType) -> dict[str, bool]:
+    """The attributes that a function reads, and whether it does more with one than to call it."""
+    loads: dict[str, bool] = {}
+    for step in dis.get_instructions(code):
+        if step.opname in ("LOAD_ATTR", "LOAD_METHOD"):
+            call = step.opname == "LOAD_METHOD" or "NULL" in step.argrepr
+            loads[step.argval] = loads.get(step.argval, False) or not call
+    return loads
+
+
+def _misuse(survey: Survey, place: Place, leaves: set[str]) -> str | None:
+    """What holds a module, directly or further up, and does more with it than to call it: it may call the module's
+    children (`leaves`, where they have names) by themselves."""
+    waiting: list[tuple[Place, tuple[str, ...], bool]] = [(place, (), True)]
+    while waiting:
+        below, names, chained = waiting.pop()  # names: of the modules from here down to the one in question
+        for parent, name in below.holders:
+            path = (name, *names) if name.isidentifier() else names
+            for code in _code_of(parent):
+                loads = _loads(code)
+                direct = chained and len(path) == 1 and loads.get(path[0], False)
+                inside = bool(names) and leaves & loads.keys() and loads.keys() >= set(path)
+                listed = not chained and path and leaves & loads.keys() and loads.keys() >= set(path)
+                if direct or inside or listed:
+                    return f"{type(parent).__name__}.{code.co_name} does more with {'.'.join(path)} than call it"
+            in_turn = chained and not isinstance(parent, (nn.ModuleList, nn.ModuleDict))
+            waiting.append((survey.places[id(parent)], path, in_turn))
     return None
 
 
@@ -96,6 +117,8 @@ def _of_trace(owner: nn.Module) -> Iterator[Pair]:
         problem = None
         if child(owner, source) is None or child(owner, node) is None:
             problem = "one of them is called more than once"
+        elif "." in f"{source.target}{node.target}":
+            problem = "one of them belongs to a module that may be called as a whole"
         elif len(source.users) != 1:
             problem = "the layer's result is used elsewhere too"
         elif {str(n.target).split(".")[0] for n in (source, node)} & hidden:
@@ -117,6 +140,8 @@ def _pairs(owner: nn.Module) -> Iterator[Pair]:
 def _why_not(survey: Survey, pair: Pair) -> str | None:
     if pair.problem:
         return pair.problem
+    if type(pair.linear) not in (Int8Linear, Int8SparseLinear, SparseLinear):
+        return f"{type(pair.linear).__name__} is a subclass, which may change the layer's result"
     for module, name in ((pair.linear, "the layer"), (pair.activation, "the activation")):
         if has_hooks(module, of_state=module is pair.activation):
             return f"{name} has hooks, which would see other values"
@@ -139,7 +164,8 @@ def fuse_activation_(model: Model) -> Model:
 
     Fused are nn.ReLU, nn.GELU (not its tanh form), nn.SiLU, nn.Sigmoid, nn.Tanh, nn.LeakyReLU(0.01), nn.Softplus() and
     transformers' modules for torch's GELU and SiLU, where the model's code shows that nothing else sees the layer's
-    result. Not seen is what code does with the elements of an nn.Sequential that it takes out of a list.
+    result. Not seen is what code does with modules
+    that it takes out of a list or reaches by getattr, children(), _modules or a closure.
 
     Returns:
         model, unchanged if anything raises. A UserWarning names the activations behind such layers that were left, and
@@ -150,7 +176,9 @@ def fuse_activation_(model: Model) -> Model:
         for pair in _pairs(place.module):
             if not isinstance(pair.linear, Activated):
                 continue
-            reason, name = _why_not(survey, pair) or _misuse(place), activation_of(pair.activation)
+            names = {name for m in (pair.linear, pair.activation) for _, name in survey.places[id(m)].holders}
+            leaves = {name for name in names if name.isidentifier()}
+            reason, name = _why_not(survey, pair) or _misuse(survey, place, leaves), activation_of(pair.activation)
             if reason or name is None:
                 left[survey.places[id(pair.activation)].fqn] = str(reason)
                 continue

@@ -57,6 +57,7 @@ count_panel_csr = _C.count_panel_csr
 fill_panel_csr = _C.fill_panel_csr
 transpose_panel_csr = _C.transpose_panel_csr
 permute_values = _C.permute_values
+same_bytes = _C.same_bytes
 block_sparse_linear = _C.block_sparse_linear
 block_sparse_linear_grad_input = _C.block_sparse_linear_grad_input
 block_sparse_linear_grad_values = _C.block_sparse_linear_grad_values

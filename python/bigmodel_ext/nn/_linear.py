@@ -35,7 +35,10 @@ def pruned(weight: Tensor, mask: Tensor | None) -> Tensor:
 class CompressedLinear(Compressed, nn.Linear):
     """An nn.Linear whose weight is stored in another form. Subclasses register their tensors after this constructor."""
 
-    activation = "none"  # applied to the result; settable where the class's op has an epilogue (see Activated)
+    @property
+    def activation(self) -> str:
+        """Applied to the result: none, and settable only where the class's op has an epilogue (see Activated)."""
+        return "none"
 
     def __init__(
         self,

@@ -88,6 +88,10 @@ class PanelLinear(PatternLinear, Activated):
             forget_transposed(self.col)
         return super().train(mode)
 
+    def _prepare(self, *stored: Tensor) -> str | None:
+        forget_transposed(self.col)  # torch can't swap a tensor that is weakly referenced
+        return super()._prepare(*stored)
+
     def _register_pattern(self, panel: int, device: torch.device | str | None) -> None:
         super()._register_pattern(panel, device)
         panels = -(-self.columns // panel)

@@ -54,9 +54,6 @@ def sparse_linear_grad_input(
         _native.sparse_linear_grad_input(grad, values, crow, col, order, out, panel)
         return out
     found = transposed.of(crow, col, order, n, in_features, panel)
-    if found is None:
-        _native.sparse_linear_grad_input(grad, values, crow, col, order, out, panel)
-        return out
     permuted = values.new_empty(values.size(0))
     _native.permute_values(values, found.source, permuted)
     _native.sparse_linear(grad, permuted, found.crow, found.col, found.order, None, out, found.panel, "none")
