@@ -6,23 +6,10 @@ import warnings
 import bigmodel_ext as bm
 import pytest
 import torch
-from layers import INT8, Mlp, blocks, sparse
+from fusing import CONVERSIONS, Gated, absorbed, quantized
+from layers import Mlp
 from test_fuse import MODULES
 from torch import nn
-
-CONVERSIONS = {
-    "Int8Linear": lambda m: bm.quantize_(m, INT8),
-    "SparseLinear": lambda m: bm.sparsify_(m, sparse(0.5)),
-    "Int8SparseLinear": lambda m: bm.sparsify_(m, blocks(0.5)),
-}
-
-
-def quantized(model):
-    return bm.quantize_(model, INT8)
-
-
-def absorbed(model):
-    return [fqn for fqn, m in model.named_modules() if isinstance(m, bm.nn.Absorbed)]
 
 
 def assert_fused(model, x, names):
@@ -66,15 +53,6 @@ class Intermediate(nn.Module):
         hidden = self.dense(hidden)
         hidden = self.act(hidden)
         return hidden
-
-
-class Gated(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.gate, self.up, self.act, self.down = nn.Linear(16, 32), nn.Linear(16, 32), nn.SiLU(), nn.Linear(32, 16)
-
-    def forward(self, x):
-        return self.down(self.act(self.gate(x)) * self.up(x))
 
 
 def test_modules_of_ones_own():
@@ -256,47 +234,3 @@ def test_nothing_is_changed_if_it_raises(monkeypatch):
         bm.fuse_activation_(model)
     assert list(model.named_modules()) == kinds
     assert model[0].activation == model[2].activation == "none"
-
-
-def model_of_all():
-    run = nn.Sequential(nn.Linear(16, 16), nn.ReLU(), nn.Dropout(0.1))
-    return nn.Sequential(run, Mlp(16), Gated(), nn.Linear(16, 16), nn.Sigmoid()).eval()
-
-
-@pytest.mark.parametrize("kind", CONVERSIONS)
-@pytest.mark.parametrize("dropout", ["never", "first", "last"])
-def test_checkpoint_round_trip(tmp_path, kind, dropout):
-    model = model_of_all()
-    steps = [CONVERSIONS[kind], bm.fuse_activation_]
-    steps = {"never": steps, "first": [bm.fuse_dropout_, *steps], "last": [*steps, bm.fuse_dropout_]}[dropout]
-    for step in steps:
-        step(model)
-    bm.save_model(model, tmp_path / "m")
-    fresh = bm.load_model(model_of_all(), tmp_path / "m")
-    assert repr(fresh) == repr(model)
-    assert absorbed(fresh)
-    x = torch.randn(7, 16)
-    assert torch.equal(fresh(x), model(x))
-    bm.save_model(fresh, tmp_path / "again")
-    assert (tmp_path / "again").read_bytes() == (tmp_path / "m").read_bytes()
-
-
-def test_a_file_with_an_unknown_activation_is_refused(tmp_path):
-    from test_checkpoint import assert_refused, rewrite
-
-    build = lambda: nn.Sequential(nn.Linear(16, 8), nn.GELU())  # noqa: E731
-    for value, match in (("mish", "activation must be one of"), (3, "activation is 3")):
-        bm.save_model(bm.fuse_activation_(quantized(build())), tmp_path / "m")
-
-        def change(header, manifest, value=value):
-            manifest["plan"][0]["activation"] = value
-
-        rewrite(tmp_path / "m", change)
-        assert_refused(tmp_path / "m", match, build())
-
-
-def test_files_without_activations_are_as_they_were(tmp_path):
-    from bigmodel_ext._plan import describe
-
-    (entry,) = describe(quantized(nn.Sequential(nn.Linear(16, 8))))
-    assert set(entry) == {"fqn", "kind", "in_features", "out_features", "bias"}

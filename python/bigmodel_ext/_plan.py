@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from bigmodel_ext._fuse import CHAINS, Chain, block_chains, may_have_chains, shortened
+from bigmodel_ext._plan_schema import Entry, check, require
 from bigmodel_ext._surgery import Changes, Place, Survey, device_of, without_bias
 from bigmodel_ext.nn import (
     Absorbed,
@@ -28,33 +29,6 @@ from bigmodel_ext.nn._conv import CompressedConv2d, conv_arguments
 from bigmodel_ext.nn._linear import Activated
 from bigmodel_ext.nn._pattern import Pattern
 
-Entry = dict[str, Any]
-
-_LINEAR = {"in_features": int, "out_features": int, "bias": bool}
-_SPARSE = {**_LINEAR, "panel": int, "stored": int}
-# The window is kernel_size, stride, padding (a string, or two numbers) and dilation, as nn.Conv2d has them.
-_CONV = {"in_channels": int, "out_channels": int, "groups": int, "bias": bool, "window": list}
-_FIELDS: dict[str, dict[str, Any]] = {
-    "int8_conv2d": _CONV,
-    "sparse_conv2d": {**_CONV, "panel": int, "stored": int},
-    "int8_linear": _LINEAR,
-    "sparse_linear": _SPARSE,
-    "int8_sparse_linear": _SPARSE,
-    "block_sparse_linear": {**_LINEAR, "blocksize": int, "stored": int},
-    "semi_sparse_linear": _LINEAR,
-    "linear_without_bias": {},
-    "absorbed": {},
-    "fused_dropout": {"p": float, "activation": str, "num_features": (int, type(None)), "dtype": (str, type(None))},
-    "fused_block": {"chains": list},
-}
-_ACTIVATED = ("int8_linear", "sparse_linear", "int8_sparse_linear")  # these may also have an activation
-_CHAIN = {
-    "dropout": str,
-    "activation": str,
-    "linear": (str, type(None)),
-    "absorbed": (str, type(None)),
-    "residual": bool,
-}
 _CLASSES: dict[str, type[Compressed]] = {
     "int8_conv2d": Int8Conv2d,
     "sparse_conv2d": SparseConv2d,
@@ -126,42 +100,17 @@ def _conv_window(conv: nn.Conv2d) -> list[Any]:
     return [size if isinstance(size, str) else list(size) for size in sizes]
 
 
-def _require(condition: bool, message: str) -> None:
-    if not condition:
-        raise ValueError(message)
-
-
-def _check_fields(entry: Any, fields: dict[str, Any], what: str) -> None:
-    _require(isinstance(entry, dict), f"{what} is not an object: {entry!r}")
-    _require(set(entry) == set(fields), f"{what} has the fields {sorted(entry)}, expected {sorted(fields)}")
-    for name, kinds in fields.items():
-        value, allowed = entry[name], kinds if isinstance(kinds, tuple) else (kinds,)
-        _require(type(value) in allowed, f"{what}: {name} is {value!r}")
-        _require(type(value) is not int or value >= 0, f"{what}: {name} is {value!r}")
-
-
-def _check(entry: Any) -> None:
-    kind = entry.get("kind") if isinstance(entry, dict) else None
-    _require(isinstance(kind, str) and kind in _FIELDS, f"unknown kind of conversion: {entry!r}")
-    fields = {"fqn": str, "kind": str, **_FIELDS[str(kind)]}
-    if kind in _ACTIVATED and "activation" in entry:
-        fields["activation"] = str
-    _check_fields(entry, fields, f"plan entry {entry.get('fqn')!r}")
-    for chain in entry.get("chains", ()):
-        _check_fields(chain, _CHAIN, f"a chain of {entry['fqn']!r}")
-
-
 def replay(survey: Survey, plan: Any) -> tuple[Changes, dict[str, nn.Module]]:
     """The changes that bring a model as built to the plan's form, and the new modules by name. The model is only read.
 
     Raises:
         ValueError: the plan is malformed, or does not fit the model.
     """
-    _require(isinstance(plan, list), f"the plan is not a list: {plan!r}")
+    require(isinstance(plan, list), f"the plan is not a list: {plan!r}")
     by_name = {place.fqn: place for place in survey.places.values()}
     changes, new = Changes(), dict[str, nn.Module]()
     for entry in plan:
-        _check(entry)
+        check(entry)
     absorbed = {id(by_name[e["fqn"]].module) for e in plan if e["kind"] == "absorbed" and e["fqn"] in by_name}
     for entry in plan:
         fqn, kind = entry["fqn"], entry["kind"]
@@ -171,10 +120,10 @@ def replay(survey: Survey, plan: Any) -> tuple[Changes, dict[str, nn.Module]]:
         if kind == "fused_block":
             _replay_block(survey, changes, place, entry, absorbed)
             continue
-        _require(fqn not in new, f"the plan names {fqn!r} twice")
+        require(fqn not in new, f"the plan names {fqn!r} twice")
         made = _MAKERS[kind](survey, place, entry)
         if made is not place.module:
-            _require(bool(place.holders), f"the model itself would have to be replaced by {kind}")
+            require(bool(place.holders), f"the model itself would have to be replaced by {kind}")
             new[fqn] = made.train(place.module.training)
             changes.replace(place, made)
     return changes, new
@@ -190,7 +139,7 @@ def _replay_block(survey: Survey, changes: Changes, place: Place, entry: Entry, 
         raise ValueError(f"{place.fqn!r} can't be fused as it was when saved: {found}")
     form = [(c.dropout, c.activation, c.residual) for c in found[0]]
     wanted = [(c.dropout, c.activation, c.residual) for c in recorded]
-    _require(form == wanted, f"the forward of {place.fqn!r} has the chains {form}, the file {wanted}")
+    require(form == wanted, f"the forward of {place.fqn!r} has the chains {form}, the file {wanted}")
     changes.classes.append((owner, shortened(type(owner), found[1], recorded)))
 
 
@@ -199,7 +148,7 @@ def _require_kind(survey: Survey, place: Place, entry: Entry, dense: type[nn.Mod
     old = place.module
     if type(old) is not _CLASSES[entry["kind"]]:
         reason = survey.why_not(place) if isinstance(old, dense) else f"it is a {type(old).__name__}"
-        _require(reason is None, f"{place.fqn!r} can't become {entry['kind']}: {reason}")
+        require(reason is None, f"{place.fqn!r} can't become {entry['kind']}: {reason}")
 
 
 def _placed(old: nn.Module) -> dict[str, Any]:
@@ -221,7 +170,7 @@ def _conv(survey: Survey, place: Place, entry: Entry) -> nn.Module:
     assert isinstance(old, nn.Conv2d)
     have = [old.in_channels, old.out_channels, old.groups, *_conv_window(old)]
     held = [entry["in_channels"], entry["out_channels"], entry["groups"], *entry["window"]]
-    _require(have == held, f"{place.fqn!r} is {have} in the model and {held} in the file")
+    require(have == held, f"{place.fqn!r} is {have} in the model and {held} in the file")
     placed = {"bias": entry["bias"], **_placed(old)}
     if entry["kind"] == "int8_conv2d":
         return _as_trained(Int8Conv2d(*conv_arguments(old), **placed), old)
@@ -234,7 +183,7 @@ def _linear(survey: Survey, place: Place, entry: Entry) -> nn.Module:
     _require_kind(survey, place, entry, nn.Linear)
     assert isinstance(old, nn.Linear)
     n, k = entry["out_features"], entry["in_features"]
-    _require(
+    require(
         (n, k) == (old.out_features, old.in_features),
         f"{place.fqn!r} is {old.out_features}x{old.in_features} in the model and {n}x{k} in the file",
     )
@@ -252,8 +201,8 @@ def _linear(survey: Survey, place: Place, entry: Entry) -> nn.Module:
 
 def _require_room(entry: Entry, most: int) -> None:
     panel, stored = entry["panel"], entry["stored"]
-    _require(1 <= panel <= 256, f"{entry['fqn']!r}: panel must be in [1, 256], got {panel}")
-    _require(stored <= most, f"{entry['fqn']!r}: at most {most} entries can be stored, got {stored}")
+    require(1 <= panel <= 256, f"{entry['fqn']!r}: panel must be in [1, 256], got {panel}")
+    require(stored <= most, f"{entry['fqn']!r}: at most {most} entries can be stored, got {stored}")
 
 
 def _resized(layer: Pattern, entry: Entry) -> Pattern:
@@ -270,9 +219,9 @@ def _sparse(cls: type, entry: Entry, placed: dict[str, Any]) -> nn.Module:
 
 def _blocks(entry: Entry, placed: dict[str, Any]) -> nn.Module:
     n, k, size, stored = (entry[name] for name in ("out_features", "in_features", "blocksize", "stored"))
-    _require(size in (16, 32, 64), f"{entry['fqn']!r}: blocksize must be 16, 32 or 64, got {size}")
+    require(size in (16, 32, 64), f"{entry['fqn']!r}: blocksize must be 16, 32 or 64, got {size}")
     most = -(-n // size) * -(-k // size)
-    _require(stored <= most, f"{entry['fqn']!r}: at most {most} blocks can be stored, got {stored}")
+    require(stored <= most, f"{entry['fqn']!r}: at most {most} blocks can be stored, got {stored}")
     return _resized(BlockSparseLinear(k, n, entry["bias"], **placed, blocksize=size), entry)
 
 
@@ -285,18 +234,18 @@ def _without_bias(survey: Survey, place: Place, entry: Entry) -> nn.Module:
 
 def _absorbed(survey: Survey, place: Place, entry: Entry) -> nn.Module:
     stateless = not any(True for _ in place.module.state_dict())
-    _require(stateless, f"{place.fqn!r} is a {type(place.module).__name__}, expected an activation")
+    require(stateless, f"{place.fqn!r} is a {type(place.module).__name__}, expected an activation")
     return Absorbed()
 
 
 def _fused_dropout(survey: Survey, place: Place, entry: Entry) -> nn.Module:
     kinds = (nn.Dropout, FusedDropout)
-    _require(type(place.module) in kinds, f"{place.fqn!r} is a {type(place.module).__name__}, expected nn.Dropout")
-    _require(0.0 <= entry["p"] <= 1.0, f"{place.fqn!r}: p must be in [0, 1], got {entry['p']}")
+    require(type(place.module) in kinds, f"{place.fqn!r} is a {type(place.module).__name__}, expected nn.Dropout")
+    require(0.0 <= entry["p"] <= 1.0, f"{place.fqn!r}: p must be in [0, 1], got {entry['p']}")
     features, name = entry["num_features"], entry["dtype"]
     dtype = getattr(torch, name, None) if name is not None else None
     fits = (features is None) == (name is None) and (features is None or getattr(dtype, "is_floating_point", False))
-    _require(fits, f"{place.fqn!r}: num_features is {features!r} and dtype {name!r}")
+    require(fits, f"{place.fqn!r}: num_features is {features!r} and dtype {name!r}")
     return FusedDropout(entry["p"], entry["activation"], features, device_of(survey.model), dtype)
 
 

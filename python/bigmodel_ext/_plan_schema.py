@@ -1,0 +1,58 @@
+"""What an entry of a plan has: the fields of each kind of conversion, and the check of one read from a file."""
+
+from __future__ import annotations
+
+from typing import Any
+
+Entry = dict[str, Any]
+
+_LINEAR = {"in_features": int, "out_features": int, "bias": bool}
+_SPARSE = {**_LINEAR, "panel": int, "stored": int}
+# The window is kernel_size, stride, padding (a string, or two numbers) and dilation, as nn.Conv2d has them.
+_CONV = {"in_channels": int, "out_channels": int, "groups": int, "bias": bool, "window": list}
+_FIELDS: dict[str, dict[str, Any]] = {
+    "int8_conv2d": _CONV,
+    "sparse_conv2d": {**_CONV, "panel": int, "stored": int},
+    "int8_linear": _LINEAR,
+    "sparse_linear": _SPARSE,
+    "int8_sparse_linear": _SPARSE,
+    "block_sparse_linear": {**_LINEAR, "blocksize": int, "stored": int},
+    "semi_sparse_linear": _LINEAR,
+    "linear_without_bias": {},
+    "absorbed": {},
+    "fused_dropout": {"p": float, "activation": str, "num_features": (int, type(None)), "dtype": (str, type(None))},
+    "fused_block": {"chains": list},
+}
+_ACTIVATED = ("int8_linear", "sparse_linear", "int8_sparse_linear")  # these may also have an activation
+_CHAIN = {
+    "dropout": str,
+    "activation": str,
+    "linear": (str, type(None)),
+    "absorbed": (str, type(None)),
+    "residual": bool,
+}
+
+
+def require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ValueError(message)
+
+
+def _check_fields(entry: Any, fields: dict[str, Any], what: str) -> None:
+    require(isinstance(entry, dict), f"{what} is not an object: {entry!r}")
+    require(set(entry) == set(fields), f"{what} has the fields {sorted(entry)}, expected {sorted(fields)}")
+    for name, kinds in fields.items():
+        value, allowed = entry[name], kinds if isinstance(kinds, tuple) else (kinds,)
+        require(type(value) in allowed, f"{what}: {name} is {value!r}")
+        require(type(value) is not int or value >= 0, f"{what}: {name} is {value!r}")
+
+
+def check(entry: Any) -> None:
+    kind = entry.get("kind") if isinstance(entry, dict) else None
+    require(isinstance(kind, str) and kind in _FIELDS, f"unknown kind of conversion: {entry!r}")
+    fields = {"fqn": str, "kind": str, **_FIELDS[str(kind)]}
+    if kind in _ACTIVATED and "activation" in entry:
+        fields["activation"] = str
+    _check_fields(entry, fields, f"plan entry {entry.get('fqn')!r}")
+    for chain in entry.get("chains", ()):
+        _check_fields(chain, _CHAIN, f"a chain of {entry['fqn']!r}")
