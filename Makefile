@@ -18,7 +18,7 @@ $(VENV)/.deps: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check $(TORCH)
 	$(BIN)/pip install --quiet --disable-pip-version-check "scikit-build-core>=0.11" "pybind11>=2.13" ninja cmake \
-	  safetensors packaging scikit-learn kornia matplotlib rich pytest hypothesis ruff mypy "clang-format>=18" pre-commit torch-pruning
+	  safetensors packaging scikit-learn kornia matplotlib rich pytest hypothesis ruff mypy "clang-format>=18" pre-commit torch-pruning constriction accelerate
 	touch $@
 
 # Incremental: the build folder is kept between runs.

@@ -1,0 +1,1 @@
+"""Quantization that needs more than the weights: calibration data, training, or a budget of bits."""
