@@ -25,7 +25,7 @@ import torch
 from torch import nn
 
 from bigmodel_ext import _gains
-from bigmodel_ext._candidates import QUANTIZE, SPARSIFY, Maker
+from bigmodel_ext._candidates import QUANTIZE, SPARSIFY, Made, Maker
 from bigmodel_ext._choose import not_slower
 from bigmodel_ext._configs import (
     BlockSparseWeightConfig,
@@ -60,29 +60,42 @@ def _warn(left: dict[str, str], slower: int, nothing: str) -> None:
     told = "no layer was converted"
     if slower:
         told = f"{slower} layer(s) would get slower and were kept dense (rows=() converts without measuring)"
-    warnings.warn(f"{told}: {reasons}", UserWarning, stacklevel=4)
+    warnings.warn(f"{told}: {reasons}", UserWarning, stacklevel=5)
 
 
-def _convert(
-    model: Model, config: WeightConfig, filter_fn: Filter | None, table: dict[type, dict[type[nn.Module], Maker]]
+def exchange_(
+    model: Model,
+    make: Callable[[nn.Module, str], Made],
+    rows: tuple[int, ...],
+    filter_fn: Filter | None = None,
+    kinds: tuple[type[nn.Module], ...] = (nn.Linear,),
 ) -> Model:
-    if type(config) not in table:
-        allowed = " or ".join(cls.__name__ for cls in table)
-        raise TypeError(f"config must be an instance of {allowed}, got {config!r}")
-    makers, survey = table[type(config)], Survey(model)
-    if type(model) in makers:
+    """What :func:`quantize_` does, with the new layers made by the caller: methods that need more than the weights
+    (calibration data, a solver) convert through this.
+
+    Args:
+        make: make(layer, fqn) returns candidates to take the layer's place, the preferred one first, or a string that
+            says why there is none; the layer itself must be left as it is.
+        rows: numbers of activation rows at which a new layer may not be slower; () converts without measuring.
+        filter_fn: filter_fn(module, fqn) -> bool chooses among the model's layers; default: all.
+        kinds: the classes of layers to convert, of (nn.Linear, nn.Conv2d).
+
+    Returns, raises: as :func:`quantize_`.
+    """
+    survey = Survey(model)
+    if type(model) in kinds:
         raise ValueError(
             f"model is itself an nn.{type(model).__name__}, which can't be exchanged in place: use from_float or "
             "from_dense of the layer wanted (nn.Int8Linear.from_float(model), say), or wrap it in an nn.Sequential"
         )
     changes, left, slower = Changes(), dict[str, str](), 0
     with torch.no_grad():
-        for place in survey.layers(*makers):
+        for place in survey.layers(*kinds):
             layer = place.module
             if isinstance(layer, COMPRESSED) or (filter_fn is not None and not filter_fn(layer, place.fqn)):
                 continue
-            made = survey.why_not(place) or makers[type(layer)](layer, config)
-            form = made if isinstance(made, str) else _chosen(layer, made, config.rows)
+            made = survey.why_not(place) or make(layer, place.fqn)
+            form = made if isinstance(made, str) else _chosen(layer, made, rows)
             if isinstance(form, nn.Module):
                 changes.replace(place, form)
                 continue
@@ -91,9 +104,23 @@ def _convert(
             slower += form is not made
     _gains.save()
     if slower or not (changes.swaps or any(True for _ in survey.layers(*COMPRESSED))):
-        _warn(left, slower, "filter_fn chose none" if filter_fn else f"the model has no {_names(makers)}")
+        _warn(left, slower, "filter_fn chose none" if filter_fn else f"the model has no {_names(kinds)}")
     changes.apply(model)
     return model
+
+
+def _convert(
+    model: Model, config: WeightConfig, filter_fn: Filter | None, table: dict[type, dict[type[nn.Module], Maker]]
+) -> Model:
+    if type(config) not in table:
+        allowed = " or ".join(cls.__name__ for cls in table)
+        raise TypeError(f"config must be an instance of {allowed}, got {config!r}")
+    makers = table[type(config)]
+
+    def make(layer: nn.Module, fqn: str) -> Made:
+        return makers[type(layer)](layer, config)
+
+    return exchange_(model, make, config.rows, filter_fn, tuple(makers))
 
 
 def quantize_(model: Model, config: Int8DynamicActivationInt8WeightConfig, filter_fn: Filter | None = None) -> Model:
@@ -137,7 +164,9 @@ __all__ = [
     "LayerReport",
     "SemiSparseWeightConfig",
     "UnstructuredSparseWeightConfig",
+    "WeightConfig",
     "block_mask",
+    "exchange_",
     "explain",
     "fuse_activation_",
     "fuse_dropout_",
