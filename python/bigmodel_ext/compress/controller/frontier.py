@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Generic, TypeVar
 
 F = TypeVar("F", bound=Hashable)
@@ -66,6 +67,6 @@ def moves(tables: Mapping[str, Sequence[Point[F]]]) -> tuple[dict[str, F], list[
     steps = [
         Move(layer, b.form, a.cost - b.cost, b.damage - a.damage)
         for layer, points in hulls.items()
-        for a, b in zip(points, points[1:], strict=False)
+        for a, b in pairwise(points)
     ]
     return start, sorted(steps, key=lambda move: move.price)  # stable, and prices rise along each layer's own hull

@@ -33,9 +33,9 @@ class Search(Generic[F]):
     """Bisection along the frontier of :func:`frontier.moves`, then single moves beyond it.
 
     The frontier orders combinations by predicted damage; only the model itself tells whether one keeps the budget. So
-    the cheapest one that does is found by bisection, in about log2(moves) trials. Then each layer's next move is tried
-    on its own, the largest saving first: predictions per layer are coarse, and some layers can go further than
-    their neighbours. A try that breaks the budget is undone and its layer left alone.
+    the cheapest one that does is found by bisection, in about log2(moves) trials. Then each further move is tried
+    alone, best buy first: predictions per layer are coarse, and some layers can go further than their neighbours. A try
+    that breaks the budget is undone and its layer left alone.
 
     Args:
         tables: each layer's forms with cost and damage.
@@ -84,6 +84,9 @@ class Search(Generic[F]):
         return next((n for n in counts if self.cost(self.combination(n)) <= self.target), len(self.moves))
 
     def _try(self, forms: Mapping[str, F]) -> bool:
+        tried = next((trial for trial in self._trials if trial.forms == forms), None)
+        if tried is not None:
+            return tried.within
         score = self._score(forms)
         within = self._within(score)
         cost = self.cost(forms)
@@ -127,9 +130,5 @@ class Search(Generic[F]):
 
     @staticmethod
     def _next(waiting: Sequence[Move[F]], blocked: set[str]) -> Move[F] | None:
-        """Of each layer's first waiting move, the one that saves most."""
-        first: dict[str, Move[F]] = {}
-        for move in waiting:
-            first.setdefault(move.layer, move)
-        open_moves = [move for layer, move in first.items() if layer not in blocked]
-        return max(open_moves, key=lambda move: move.saved, default=None)
+        """The best buy of a layer that is not blocked (`waiting` is in the order of prices)."""
+        return next((move for move in waiting if move.layer not in blocked), None)

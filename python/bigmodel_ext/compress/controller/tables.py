@@ -118,13 +118,13 @@ def damages(
         whole = sum(float((y - y.flatten(0, -2).mean(0)).square().sum()) for y in exact)
         table = {}
         for fqn, own in forms.items():
-            table[fqn] = [0.0 if f == DENSE else _damage(model, fqn, build(fqn, f), batches, exact) / whole for f in own]
+            table[fqn] = [
+                0.0 if f == DENSE else _damage(model, fqn, build(fqn, f), batches, exact) / whole for f in own
+            ]
     return table
 
 
-def _damage(
-    model: nn.Module, fqn: str, layer: nn.Module, batches: Sequence[Tensor], exact: Sequence[Tensor]
-) -> float:
+def _damage(model: nn.Module, fqn: str, layer: nn.Module, batches: Sequence[Tensor], exact: Sequence[Tensor]) -> float:
     with exchanged(model, fqn, layer.eval()):
         found = [main_output(model(x)).float() for x in batches]
     wrong = sum(float((a - b).square().sum()) for a, b in zip(found, exact, strict=True))

@@ -1,4 +1,4 @@
-"""What the steps of one `compress` call share: the model so far, the budget, the data, and attempts that survive a kill."""
+"""What the steps of one `compress` call share: budget, data, and attempts that survive a kill."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from bigmodel_ext.checkpoint import load_model, save_model
 from bigmodel_ext.compress.controller.budget import Budget
 from bigmodel_ext.compress.controller.journal import Journal
-from bigmodel_ext.train.loop import Batches, Loss, OnStep, TrainConfig, fit
+from bigmodel_ext.train.loop import Batches, Examples, Loss, OnStep, TrainConfig, fit
 from bigmodel_ext.train.progress import Progress
 
 Make = Callable[[], nn.Module]
@@ -57,7 +57,7 @@ class Tried:
 @dataclass
 class Context:
     budget: Budget
-    data: Batches
+    data: Batches | Examples
     loss: Loss
     cost: str  # "latency" or "bytes"
     target: float | None  # seconds or bytes
@@ -84,9 +84,9 @@ class Context:
     def recall(self, name: str, compute: Callable[[], Any]) -> Any:
         return self.journal.recall(f"{self._step}: {name}", compute)
 
-    def attempt(self, setting: str, make: Make, fresh: Make) -> Tried:
+    def attempt(self, setting: str, make: Make, fresh: Make, key: str = "") -> Tried:
         """Make a model and score it, or recall what an earlier run found; one that keeps the budget is saved, so that
-        it need not be made again."""
+        it need not be made again. key: tells it from others, where the setting does not."""
         self._count += 1
         file = None if self.folder is None else self.folder / f"{self._step}-{self._count}.safetensors"
         made: list[nn.Module] = []
@@ -98,7 +98,7 @@ class Context:
                 save_model(made[0], file)
             return value
 
-        value = float(self.recall(f"{self._count}, {setting}", score))
+        value = float(self.recall(f"{self._count}, {key or setting}", score))
 
         def model() -> nn.Module:
             if made:
@@ -131,9 +131,7 @@ class Context:
             )  # fmt: skip
         return model
 
-    def first_within(
-        self, name: str, before: Stage, tries: Sequence[tuple[str, Make, Make]], unchanged: str
-    ) -> Stage:
+    def first_within(self, name: str, before: Stage, tries: Sequence[tuple[str, Make, Make]], unchanged: str) -> Stage:
         """The first of (setting, make, fresh) that keeps the budget; else `before` under this step's name."""
         attempts = []
         for setting, make, fresh in tries:

@@ -13,17 +13,14 @@ from bigmodel_ext.compress.quantize import quantize_
 
 
 def run(context: Context, step: Quantize, before: Stage) -> Stage:
-    errors: dict[str, float] = {}
-
     def make(share: float) -> nn.Module:
-        worst = set(sorted(errors, key=lambda fqn: -errors[fqn])[: round(share * len(errors))])
+        worst = _worst(context, step, before, share) if share else set()
 
         def chosen(module: nn.Module, fqn: str) -> bool:
             return fqn not in worst and (step.filter_fn is None or step.filter_fn(module, fqn))
 
         model = copy.deepcopy(before.model)
-        report = quantize_(model, step.config, context.forward_loop, chosen)
-        errors.update({row.fqn: row.error for row in report.layers if row.error is not None})
+        quantize_(model, step.config, context.forward_loop, chosen)
         return model
 
     def told(share: float) -> str:
@@ -31,3 +28,14 @@ def run(context: Context, step: Quantize, before: Stage) -> Stage:
 
     tries = [(told(share), partial(make, share), before.fresh) for share in step.keep_float]
     return context.first_within(step.name, before, tries, "nothing is quantized")
+
+
+def _worst(context: Context, step: Quantize, before: Stage, share: float) -> set[str]:
+    """The names of this share of layers, the largest output error first."""
+
+    def errors() -> dict[str, float]:
+        report = quantize_(copy.deepcopy(before.model), step.config, context.forward_loop, step.filter_fn)
+        return {row.fqn: row.output_error for row in report.layers if row.output_error is not None}
+
+    found: dict[str, float] = context.recall("output errors", errors)
+    return set(sorted(found, key=lambda fqn: -found[fqn])[: round(share * len(found))])

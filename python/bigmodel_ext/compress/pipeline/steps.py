@@ -47,8 +47,8 @@ class PruneStructure:
 
 @dataclass(frozen=True)
 class ChooseLayers:
-    """Each layer gets its own form (kernel, share of zeros, bits): the cheapest combination that keeps the budget, found
-    by the controller (see :mod:`compress.controller`).
+    """Each layer gets its own form (kernel, share of zeros, bits): the cheapest combination that keeps the budget, as
+    the controller finds it (see :mod:`compress.controller`).
 
     Args:
         forms: what a layer may become.
@@ -56,12 +56,14 @@ class ChooseLayers:
             and the weights that stay are reconstructed on calibration data.
         trials: at most this many combinations are tried.
         filter_fn: filter_fn(module, fqn) -> bool: which layers may change; default: all linear and Conv2d layers.
+        prune_fn: prune_fn(module, fqn) -> bool: which of these may also be pruned; default: all.
     """
 
     forms: tuple[Form, ...] = field(default_factory=forms)
     train: TrainConfig | None = None
     trials: int = 16
     filter_fn: Filter | None = None
+    prune_fn: Filter | None = None
     name = "layers"
 
     def __post_init__(self) -> None:

@@ -9,7 +9,7 @@ from torch import nn
 
 from bigmodel_ext.compress.pipeline.context import Context, Stage
 from bigmodel_ext.compress.pipeline.steps import PruneStructure
-from bigmodel_ext.compress.prune import StructuredPruner
+from bigmodel_ext.compress.prune.schedule import GradualPruner as StructuredPruner
 
 
 def run(context: Context, step: PruneStructure, before: Stage) -> Stage:
