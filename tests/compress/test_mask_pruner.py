@@ -216,7 +216,7 @@ class TestTraining:
         )
         fit(model, data, CrossEntropy(), TrainConfig(epochs=8, batch_size=32, learning_rate=1e-2), seed=0)
         before = accuracy(model, test)
-        MaskPruner(model, granularity=granularity, pruning_ratio=0.8).step()
+        MaskPruner(model, granularity=granularity, pruning_ratio=0.9).step()
         pruned = accuracy(model, test)
         pattern = [model[i].weight.detach() != 0 for i in (0, 2)]
         bm.sparsify_(model, bm.UnstructuredSparseWeightConfig(rows=()))
