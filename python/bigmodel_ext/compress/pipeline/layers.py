@@ -11,7 +11,6 @@ from typing import Any
 from torch import nn
 
 from bigmodel_ext import convert
-from bigmodel_ext.compress import measure
 from bigmodel_ext.compress.controller import tables
 from bigmodel_ext.compress.controller.build import Builder, fits
 from bigmodel_ext.compress.controller.forms import DENSE, Form
@@ -33,7 +32,8 @@ def run(context: Context, step: ChooseLayers, before: Stage) -> Stage:
     builder = Builder(model, layers, context.forward_loop)
     forms = {fqn: _forms(step, fqn, layer) for fqn, layer in layers.items()}
     points = _points(context, model, layers, forms, builder)
-    fixed = _fixed(context, model, points)
+    whole = tables.model_cost(model, context.cost, context.calibration[0], context.recall)
+    fixed = max(0.0, whole - sum(p.cost for own in points.values() for p in own if p.form == DENSE))
     best: list[tuple[float, Tried]] = []
 
     def score(chosen: Mapping[str, Form]) -> float:
@@ -87,18 +87,6 @@ def _points(
     return {
         fqn: [Point(f, c, d) for f, c, d in zip(own, costs[fqn], harm[fqn], strict=True)] for fqn, own in forms.items()
     }
-
-
-def _fixed(context: Context, model: nn.Module, points: Mapping[str, list[Point[Form]]]) -> float:
-    """The cost of everything that no form changes."""
-    if context.cost == "bytes":
-        whole = float(measure.state_bytes(model))
-    else:
-        batch = context.calibration[0]
-        whole = context.recall(
-            "latency", lambda: 1e-3 * measure.latencies({"model": model}, batch)["model"]["latency_ms"]
-        )
-    return max(0.0, whole - sum(p.cost for own in points.values() for p in own if p.form == DENSE))
 
 
 def _make(
