@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any, TypeVar
 
 import torch
@@ -55,7 +56,7 @@ def _checked(fqn: str, module: nn.Module, cut: Cut) -> None:
         for dim, kept in dims.items():
             require(0 <= dim < tensor.dim(), f"{fqn}.{name} has no dimension {dim}, its shape is {list(tensor.shape)}")
             size = tensor.shape[dim]
-            rising = all(a < b for a, b in zip(kept, kept[1:], strict=False))
+            rising = all(a < b for a, b in pairwise(kept))
             inside = bool(kept) and kept[0] >= 0 and kept[-1] < size
             require(
                 inside and rising, f"{fqn}.{name}: kept indices of dimension {dim} must rise within [0, {size}): {kept}"
@@ -212,7 +213,9 @@ def _cut(fqn: str, module: nn.Module, entry: Entry) -> Cut:
     for name, recorded in entry["tensors"].items():
         tensor = _tensor(module, name)
         shape = None if tensor is None else list(tensor.shape)
-        require(shape == recorded["shape"], f"{fqn}.{name} is {shape} in the model, the plan prunes {recorded['shape']}")
+        require(
+            shape == recorded["shape"], f"{fqn}.{name} is {shape} in the model, the plan prunes {recorded['shape']}"
+        )
         cut.kept[name] = {dim: indices for dim, indices in recorded["kept"]}
     for name, (before, after) in entry["attributes"].items():
         require(_own_size(module, name), f"{fqn!r} ({type(module).__name__}) has no size {name!r} of its own")

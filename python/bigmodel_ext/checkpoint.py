@@ -197,8 +197,9 @@ def _fill(model: nn.Module, new: dict[str, nn.Module], tensors: dict[str, Tensor
 
 
 def load_model(fresh_model: Model, path: str | os.PathLike[str]) -> Model:
-    """Prune and convert a model, in place, to the form in which `path` holds it, and load its tensors. Outputs are then equal to
-    the saved model's bit for bit (same machine, threads and mode; train or eval mode is not part of the file).
+    """Prune and convert a model, in place, to the form in which `path` holds it, and load its tensors. Outputs are
+    then equal to the saved model's bit for bit (same machine, threads and mode; train or eval mode is not part of the
+    file).
 
     Args:
         fresh_model: the model as its own code builds it, in the dtype it was saved in.

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bigmodel_ext._pruned import Cut
 from bigmodel_ext.compress.calibrate import ForwardLoop, observe, rows_of
 from bigmodel_ext.compress.prune.units import Group
 
@@ -126,13 +127,19 @@ class _Elimination:
 
 def eliminate(group: Group, found: Mapping[str, Reader], model: nn.Module) -> tuple[list[int], list[float]]:
     """The group's units but one, in the order in which they are best taken out, and what each costs then: the sum over
-    the layers that take them in of the share of the outputs' variance that the others can't make up for."""
+    the layers that take them in of the share of the outputs' variance that the others can't make up for.
+
+    Raises:
+        ValueError: none of these layers is in `found`.
+    """
     sides = []
     for s in group.slices:
         if s.role == "in" and s.fqn in found:
             weight = model.get_submodule(s.fqn).weight
             assert isinstance(weight, Tensor)
             sides.append(_Elimination(found[s.fqn], [columns_of(weight, index) for index in s.index]))
+    if not sides:
+        raise ValueError(f"the inputs of no nn.Linear or nn.Conv2d that reads {group.name!r} are known")
     left, order, costs = list(range(group.size)), list[int](), list[float]()
     at_once = max(1, group.size // 128)
     while len(left) > 1:
@@ -149,3 +156,43 @@ def eliminate(group: Group, found: Mapping[str, Reader], model: nn.Module) -> tu
             side.remove(chosen)
         left = [u for u in left if u not in chosen]
     return order, costs
+
+
+def compensated(
+    model: nn.Module, removed: Sequence[tuple[Group, Sequence[int]]], found: Mapping[str, Reader]
+) -> dict[tuple[str, str], Tensor]:
+    """New values, by (module, tensor), in the shapes before pruning: the weights and biases of the layers that read
+    these units, so that the others make up for them, and the running means of the BatchNorms after them."""
+    gone: dict[str, set[int]] = {}
+    for group, units in removed:
+        for s in group.slices:
+            if s.role == "in" and s.fqn in found:
+                gone.setdefault(s.fqn, set()).update(i for unit in units for i in s.index[unit])
+    values = {}
+    for fqn, indices in gone.items():
+        layer: Any = model.get_submodule(fqn)
+        reader = found[fqn]
+        left = [i for i in range(layer.weight.shape[1]) if i not in indices]
+        columns = columns_of(layer.weight, left)
+        result = reader.kept([*columns, reader.moments.shape[-1] - 1] if reader.shift else columns)
+        if reader.shift:
+            result, constant = result[:, :, :-1], result[:, :, -1].flatten()
+            if layer.bias is not None:
+                values[fqn, "bias"] = constant
+            else:  # the norm takes the mean off: with less of it there, it must take off less
+                norm: Any = model.get_submodule(str(reader.norm))
+                values[str(reader.norm), "running_mean"] = norm.running_mean.double().cpu() - constant
+        values[fqn, "weight"] = result.flatten(0, 1).view(layer.weight.shape)
+    for (fqn, name), value in values.items():
+        if not bool(value.isfinite().all()):
+            raise ValueError(f"least squares for {fqn}.{name} gave values that are not finite")
+    return values
+
+
+def fill(model: nn.Module, cuts: Mapping[str, Cut], values: Mapping[tuple[str, str], Tensor]) -> None:
+    """Put these values, in the shapes before the cuts, into the model cut so."""
+    with torch.no_grad():
+        for (fqn, name), value in values.items():
+            for dim, kept in cuts[fqn].kept.get(name, {}).items() if fqn in cuts else ():
+                value = value.index_select(dim, torch.tensor(kept, dtype=torch.long))
+            getattr(model.get_submodule(fqn), name).copy_(value)

@@ -70,9 +70,12 @@ def call(model: nn.Module, example_inputs: Any, forward_fn: Callable[[nn.Module,
     return model(*example_inputs) if isinstance(example_inputs, (tuple, list)) else model(example_inputs)
 
 
-def _counted(calls: dict[str, int], fqn: str, layer: nn.Module, args: Any, output: Tensor) -> None:
+def _counted(calls: dict[str, int], fqn: str, layer: nn.Module, args: Any, output: Tensor) -> Tensor | None:
+    """A forward hook. A linear layer of three and more dimensions gives a view, whose autograd node an in-place
+    activation would replace, and with it the layer would vanish from the graph: then a copy goes on."""
     features = layer.out_channels if isinstance(layer, CONVS) else layer.out_features
     calls[fqn] = calls.get(fqn, 0) + output.numel() // features  # type: ignore[operator]
+    return output.clone() if output._is_view() else None
 
 
 def trace(model: nn.Module, example_inputs: Any, forward_fn: Callable[[nn.Module, Any], Any] | None = None) -> Graph:
@@ -101,6 +104,9 @@ def trace(model: nn.Module, example_inputs: Any, forward_fn: Callable[[nn.Module
             raise ValueError(f"the dependencies of {type(model).__name__} can't be traced ({shown})") from error
     for group in found:
         _read(graph, model, dg, group)
+    seen = {dg._module2name[m] for m in dg.module2node if m in dg._module2name}
+    lost = "the way of its outputs can't be followed"
+    graph.reasons.update({fqn: lost for fqn in graph.calls if fqn not in seen})
     _find_norms(graph, dg)
     return graph
 
@@ -168,6 +174,10 @@ def _item(dg: Any, names: dict[int, str], item: Any, size: int) -> _Part | str:
         index[root].append(i)
     module = node.module
     fqn = names[id(module)] if isinstance(module, nn.Parameter) else dg._module2name.get(module)
+    if isinstance(module, nn.Parameter):
+        owner = dg.model.get_submodule(fqn.rpartition(".")[0])
+        if type(owner) in _FEATURE_NORMS:  # nn.RMSNorm: torch-pruning knows its weight only
+            module, fqn = owner, fqn.rpartition(".")[0]
     return _Part([], []) if fqn is None else _part(module, fqn, out, index)
 
 
@@ -204,7 +214,7 @@ def _part(module: nn.Module, fqn: str, out: bool, index: list[list[int]]) -> _Pa
         if module.num_parameters == 1:
             return _Part([], [])
         return _Part(held(("weight",), 0, "with"), [Size(fqn, "num_parameters", each)])
-    if any(True for _ in module.parameters()):
+    if module.state_dict():
         return f"{fqn!r} is a {type(module).__name__}, which can't be pruned"
     return _Part([], [])
 

@@ -29,9 +29,7 @@ class Curve:
         """The numbers of units that may be taken out, ascending from 0."""
         n, each = self.group.size, self.group.features
         most = min(n - 1, int(self.max_ratio * self.initial + 1e-9) - (self.initial - n), len(self.order))
-        allowed = [
-            r for r in range(1, most + 1) if r % self.group.blocks == 0 and (n - r) * each % self.round_to == 0
-        ]
+        allowed = [r for r in range(1, most + 1) if r % self.group.blocks == 0 and (n - r) * each % self.round_to == 0]
         return [0, *allowed]
 
     def by_ratio(self, ratio: float) -> int:
@@ -81,9 +79,7 @@ def ranked(curves: Sequence[Curve], ratio: float) -> dict[str, int]:
     """Where units cost least, until ``ratio`` of all outputs that the groups had are gone."""
     features = {c.group.name: c.group.features for c in curves}
     budget = sum((ratio * c.initial - (c.initial - c.group.size)) * features[c.group.name] for c in curves)
-    return _greedy(
-        curves, lambda group, units: units * features[group.name], lambda gone: gone >= budget - 1e-9
-    )
+    return _greedy(curves, lambda group, units: units * features[group.name], lambda gone: gone >= budget - 1e-9)
 
 
 def to_macs(curves: Sequence[Curve], cost: Cost, target: float, by_cost: bool) -> dict[str, int]:

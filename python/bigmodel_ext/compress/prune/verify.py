@@ -91,8 +91,7 @@ def verify(model: nn.Module, removed: Removed, run: Run) -> None:
         for group, units in removed:
             alone = _fault(model, [(group, units)], run)
             if alone is not None:
-                raise ValueError(
-                    f"pruning {len(units)} of {group.size} {group.kind}s of {group.name!r} does not work: {alone}; name it "
-                    "in ignored_layers, or declare its attention with heads={...}"
-                )
+                what = f"pruning {len(units)} of {group.size} {group.kind}s of {group.name!r}"
+                hint = "name it in ignored_layers, or declare its attention with heads={...}"
+                raise ValueError(f"{what} does not work: {alone}; {hint}")
         raise ValueError(f"pruning {', '.join(g.name for g, _ in removed)} together does not work: {fault}")
