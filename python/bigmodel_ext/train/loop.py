@@ -22,7 +22,7 @@ class NonFiniteLossError(RuntimeError):
 
 @dataclass(frozen=True)
 class Examples:
-    """inputs [n, ...] and class indices targets [n]."""
+    """inputs [n, ...] and class indices targets: [n], or [n, T] where a model gives logits for each of T positions."""
 
     inputs: Tensor
     targets: Tensor
@@ -39,27 +39,32 @@ class TrainConfig:
     weight_decay: float = 0.05
     warmup: float = 0.1  # share of all steps
     clip: float = 1.0  # norm of the gradient
+    examples: int | None = None  # that an epoch sees, drawn anew for each; None: all
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("epochs", "batch_size", "examples"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
 
     def steps(self, examples: int) -> int:
         return self.epochs * self.steps_per_epoch(examples)
 
     def steps_per_epoch(self, examples: int) -> int:
-        return max(1, examples // self.batch_size)
+        seen = examples if self.examples is None else min(examples, self.examples)
+        return max(1, seen // self.batch_size)
 
 
 @dataclass(frozen=True)
 class CrossEntropy:
-    """Cross-entropy against targets smoothed towards uniform (Szegedy et al. 2016): (1 - s) onehot + s / classes."""
+    """Cross-entropy against targets smoothed towards uniform (Szegedy et al. 2016): (1 - s) onehot + s / classes, its
+    mean over the batch and, where the model gives logits [B, T, classes], over the positions."""
 
     label_smoothing: float = 0.1
 
     def __call__(self, model: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:
-        return F.cross_entropy(model(inputs), targets, label_smoothing=self.label_smoothing)
+        logits = model(inputs)
+        return F.cross_entropy(logits.flatten(0, -2), targets.flatten(), label_smoothing=self.label_smoothing)
 
 
 def cosine(step: int, total: int, warmup: float) -> float:
@@ -161,6 +166,6 @@ def outputs(model: nn.Module, inputs: Tensor, batch: int = 256) -> Tensor:
 
 
 def accuracy(model: nn.Module, examples: Examples) -> float:
-    """The share of examples whose largest output is the target's."""
-    hits = outputs(model, examples.inputs).argmax(1) == examples.targets
+    """The share of targets whose output is the largest, over examples and positions."""
+    hits = outputs(model, examples.inputs).argmax(-1) == examples.targets
     return float(hits.double().mean())
