@@ -3,21 +3,24 @@ depend on them, and what is left is an ordinary dense model."""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from bigmodel_ext._plan_schema import Entry
-from bigmodel_ext._pruned import Surgery, surgery_plan
+from bigmodel_ext._pruned import Cut, Surgery, surgery_plan
 from bigmodel_ext.compress.calibrate import ForwardLoop
-from bigmodel_ext.compress.prune.compensate import Reader, compensated, eliminate, fill, readers
+from bigmodel_ext.compress.prune.eliminate import Reader, eliminate, readers
 from bigmodel_ext.compress.prune.graph import Graph, trace
 from bigmodel_ext.compress.prune.heads import Heads, prunable
 from bigmodel_ext.compress.prune.importance import IMPORTANCES
 from bigmodel_ext.compress.prune.policy import Cost, Curve, local, macs, ranked, to_macs
 from bigmodel_ext.compress.prune.ranking import by_name, by_object
+from bigmodel_ext.compress.prune.refit import Values, refit
 from bigmodel_ext.compress.prune.units import Group, cuts_of
 from bigmodel_ext.compress.prune.verify import runner, verify
 
@@ -77,8 +80,8 @@ class StructuredPruner:
             global_pruning units go where they cost least for each multiply-accumulate saved, else all groups lose
             the same share.
         max_pruning_ratio: the most that a group may lose.
-        compensate: whether weights of the layers that read the units are fitted to the calibration data by least
-            squares, biases included, so that the units left make up for those gone; default: with "reconstruction".
+        compensate: whether the layers that follow are fitted, one after the other, to what they gave before, by least
+            squares over the calibration data (each takes one run of forward_loop); default: with "reconstruction".
         forward_fn: forward_fn(model, example_inputs) instead of the call.
 
     Raises:
@@ -212,9 +215,11 @@ class StructuredPruner:
         verify(self.model, removed, runner(self.example_inputs, self.forward_fn))
         before = self._figures(graph)
         cuts = cuts_of(self.model, removed)
-        values = compensated(self.model, removed, found) if self.compensate else {}
+        values = self._refitted(graph, cuts) if self.compensate and removed else {}
         Surgery(self.model, cuts).apply()
-        fill(self.model, cuts, values)
+        with torch.no_grad():
+            for (fqn, name), value in values.items():
+                getattr(self.model.get_submodule(fqn), name).copy_(value)
         self.current_step, self._graph = self.current_step + 1, None
         after = self._figures(graph)
         sizes = {c.group.name: (c.group.kind, c.group.size, c.group.size - counts[c.group.name]) for c in curves}
@@ -223,8 +228,22 @@ class StructuredPruner:
     def _figures(self, graph: Graph) -> tuple[int, int]:
         return macs(self.model, graph.calls), sum(p.numel() for p in self.model.parameters())
 
+    def _refitted(self, graph: Graph, cuts: Mapping[str, Cut]) -> Values:
+        """New values for the layers from the first on that lost inputs, as all later ones see other inputs too."""
+        assert self.forward_loop is not None
+        smaller = copy.deepcopy(self.model)
+        Surgery(smaller, cuts).apply()
+        layers, started = dict[str, list[int] | None](), False
+        for fqn in graph.calls:
+            kept = cuts[fqn].kept.get("weight", {}) if fqn in cuts else {}
+            started = started or 1 in kept
+            if started and type(self.model.get_submodule(fqn)) in (nn.Linear, nn.Conv2d):
+                layers[fqn] = kept.get(0)
+        backward = self.importance == "taylor"
+        return refit(self.model, smaller, self.forward_loop, layers, graph.norm_after, backward)
+
     def _readers(self, graph: Graph) -> dict[str, Reader]:
-        if not self.compensate and self.importance != RECONSTRUCTION:
+        if self.importance != RECONSTRUCTION:
             return {}
         assert self.forward_loop is not None
         names = {fqn for group in graph.groups.values() for fqn in group.layers("in")}

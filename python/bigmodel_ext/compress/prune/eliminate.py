@@ -1,6 +1,5 @@
-"""Least squares over calibration data: which units a layer can best do without, and what its other weights must be
-then (He et al. 2017, "Channel Pruning for Accelerating Very Deep Neural Networks"; the elimination is that of Optimal
-Brain Surgeon, Hassibi & Stork 1993, for blocks of columns)."""
+"""Which units the layers that read them can best do without, when the other units make up for them as well as least
+squares over calibration data can: Optimal Brain Surgeon (Hassibi & Stork 1993) for blocks of columns."""
 
 from __future__ import annotations
 
@@ -12,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bigmodel_ext._pruned import Cut
 from bigmodel_ext.compress.calibrate import ForwardLoop, observe, rows_of
 from bigmodel_ext.compress.prune.units import Group
 
@@ -21,24 +19,12 @@ _DAMPING = 1e-3  # of the mean of H's diagonal, added to it
 
 @dataclass
 class Reader:
-    """A layer that takes units in. weight [groups, n, K], moments [groups, K, K] of its inputs, float64; with `shift`
-    the last column is a constant input's: what it gets goes to the layer's bias, or to the running mean of the
-    BatchNorm `norm` after it."""
+    """A layer that takes units in: weight [groups, n, K] and second moments [groups, K, K] of its inputs, float64; with
+    `shift` the last column is that of a constant input, which a bias or a BatchNorm after the layer makes up for."""
 
     weight: Tensor
     moments: Tensor
     shift: bool
-    norm: str | None
-
-    def kept(self, columns: Sequence[int]) -> Tensor:
-        """[groups, n, K]: ``W H[:, S] H[S, S]^-1`` in the columns S, 0 in the others: the weights on S whose outputs
-        are nearest, in the sum of squares over the calibration data, to those of W on all columns."""
-        s = torch.tensor(columns, dtype=torch.long)
-        h = self.moments
-        solved = torch.linalg.solve(h[:, s][:, :, s], h[:, s] @ self.weight.mT)
-        result = torch.zeros_like(self.weight)
-        result[:, :, s] = solved.mT
-        return result
 
 
 def readers(
@@ -81,7 +67,7 @@ def _reader(model: nn.Module, fqn: str, layer: Any, moments: Tensor, norm_after:
         weight = torch.cat([weight, bias.double().cpu().view(groups, -1, 1)], -1)
     else:
         moments = moments[:, :-1, :-1]
-    return Reader(weight, moments, shift, None if layer.bias is not None else norm)
+    return Reader(weight, moments, shift)
 
 
 def columns_of(weight: Tensor, indices: Sequence[int]) -> list[int]:
@@ -156,43 +142,3 @@ def eliminate(group: Group, found: Mapping[str, Reader], model: nn.Module) -> tu
             side.remove(chosen)
         left = [u for u in left if u not in chosen]
     return order, costs
-
-
-def compensated(
-    model: nn.Module, removed: Sequence[tuple[Group, Sequence[int]]], found: Mapping[str, Reader]
-) -> dict[tuple[str, str], Tensor]:
-    """New values, by (module, tensor), in the shapes before pruning: the weights and biases of the layers that read
-    these units, so that the others make up for them, and the running means of the BatchNorms after them."""
-    gone: dict[str, set[int]] = {}
-    for group, units in removed:
-        for s in group.slices:
-            if s.role == "in" and s.fqn in found:
-                gone.setdefault(s.fqn, set()).update(i for unit in units for i in s.index[unit])
-    values = {}
-    for fqn, indices in gone.items():
-        layer: Any = model.get_submodule(fqn)
-        reader = found[fqn]
-        left = [i for i in range(layer.weight.shape[1]) if i not in indices]
-        columns = columns_of(layer.weight, left)
-        result = reader.kept([*columns, reader.moments.shape[-1] - 1] if reader.shift else columns)
-        if reader.shift:
-            result, constant = result[:, :, :-1], result[:, :, -1].flatten()
-            if layer.bias is not None:
-                values[fqn, "bias"] = constant
-            else:  # the norm takes the mean off: with less of it there, it must take off less
-                norm: Any = model.get_submodule(str(reader.norm))
-                values[str(reader.norm), "running_mean"] = norm.running_mean.double().cpu() - constant
-        values[fqn, "weight"] = result.flatten(0, 1).view(layer.weight.shape)
-    for (fqn, name), value in values.items():
-        if not bool(value.isfinite().all()):
-            raise ValueError(f"least squares for {fqn}.{name} gave values that are not finite")
-    return values
-
-
-def fill(model: nn.Module, cuts: Mapping[str, Cut], values: Mapping[tuple[str, str], Tensor]) -> None:
-    """Put these values, in the shapes before the cuts, into the model cut so."""
-    with torch.no_grad():
-        for (fqn, name), value in values.items():
-            for dim, kept in cuts[fqn].kept.get(name, {}).items() if fqn in cuts else ():
-                value = value.index_select(dim, torch.tensor(kept, dtype=torch.long))
-            getattr(model.get_submodule(fqn), name).copy_(value)
