@@ -68,7 +68,7 @@ def _checked(fqn: str, module: nn.Module, cut: Cut) -> None:
 
 
 def _own_size(module: nn.Module, name: str) -> bool:
-    return not name.startswith("_") and name in vars(module) and _size(vars(module)[name])
+    return not name.startswith("_") and name in module.__dict__ and _size(module.__dict__[name])
 
 
 def _sliced(tensor: Tensor, dims: Mapping[int, list[int]]) -> Tensor:
@@ -132,9 +132,9 @@ class Surgery:
                     held: dict[str, Any] = module._parameters if name in module._parameters else module._buffers
                     self._set(held, name, made[id(held[name])])
                 for name, value in cut.attributes.items():
-                    was = vars(module)[name]
-                    self._set(vars(module), name, tuple(value) if isinstance(was, tuple) else value)
-                self._set(vars(module), PRUNED, record)
+                    was = module.__dict__[name]
+                    self._set(module.__dict__, name, tuple(value) if isinstance(was, tuple) else value)
+                self._set(module.__dict__, PRUNED, record)
         except BaseException:
             self.revert()
             raise
@@ -154,7 +154,7 @@ class Surgery:
 
 def _composed(module: nn.Module, cut: Cut) -> dict[str, Any]:
     """The module's record after a cut: relative to the module as its code builds it, however often it was pruned."""
-    before = vars(module).get(PRUNED, {"tensors": {}, "attributes": {}})
+    before = module.__dict__.get(PRUNED, {"tensors": {}, "attributes": {}})
     tensors, attributes = dict(before["tensors"]), dict(before["attributes"])
     for name, dims in cut.kept.items():
         tensor = _tensor(module, name)
@@ -165,14 +165,14 @@ def _composed(module: nn.Module, cut: Cut) -> dict[str, Any]:
             kept[dim] = [kept[dim][i] for i in indices] if dim in kept else list(indices)
         tensors[name] = {"shape": old["shape"], "kept": [[dim, kept[dim]] for dim in sorted(kept)]}
     for name, value in cut.attributes.items():
-        first = attributes.get(name, [plain(vars(module)[name])])[0]
+        first = attributes.get(name, [plain(module.__dict__[name])])[0]
         attributes[name] = [first, plain(value)]
     return {"tensors": tensors, "attributes": attributes}
 
 
 def carry(old: nn.Module | None, new: nn.Module) -> dict[str, Any] | None:
     """The record that a module must get when it takes a pruned one's place, if any."""
-    return vars(old).get(PRUNED) if old is not None and PRUNED not in vars(new) else None
+    return old.__dict__.get(PRUNED) if old is not None and PRUNED not in new.__dict__ else None
 
 
 def surgery_plan(model: nn.Module) -> list[Entry]:
@@ -180,9 +180,9 @@ def surgery_plan(model: nn.Module) -> list[Entry]:
     :func:`save_model` writes. Each has `fqn`; `tensors`, by name, with the `shape` before and the `kept` indices as
     pairs [dimension, indices]; and `attributes`, by name, as [before, after]."""
     return [
-        {"fqn": fqn, "kind": "pruned", **vars(module)[PRUNED]}
+        {"fqn": fqn, "kind": "pruned", **module.__dict__[PRUNED]}
         for fqn, module in model.named_modules()
-        if PRUNED in vars(module)
+        if PRUNED in module.__dict__
     ]
 
 
@@ -202,13 +202,13 @@ def surgery(model: nn.Module, plan: Iterable[Any]) -> Surgery:
         seen.add(fqn)
         require(fqn in modules, f"the model has no module {fqn!r}, which the plan prunes")
         record = {"tensors": entry["tensors"], "attributes": entry["attributes"]}
-        if vars(modules[fqn]).get(PRUNED) != record:
+        if modules[fqn].__dict__.get(PRUNED) != record:
             cuts[fqn] = _cut(fqn, modules[fqn], entry)
     return Surgery(model, cuts)
 
 
 def _cut(fqn: str, module: nn.Module, entry: Entry) -> Cut:
-    require(PRUNED not in vars(module), f"{fqn!r} is pruned already, and differently")
+    require(PRUNED not in module.__dict__, f"{fqn!r} is pruned already, and differently")
     cut = Cut()
     for name, recorded in entry["tensors"].items():
         tensor = _tensor(module, name)
@@ -219,7 +219,7 @@ def _cut(fqn: str, module: nn.Module, entry: Entry) -> Cut:
         cut.kept[name] = {dim: indices for dim, indices in recorded["kept"]}
     for name, (before, after) in entry["attributes"].items():
         require(_own_size(module, name), f"{fqn!r} ({type(module).__name__}) has no size {name!r} of its own")
-        have = plain(vars(module)[name])
+        have = plain(module.__dict__[name])
         require(have == before, f"{fqn}.{name} is {have} in the model, the plan has {before} before pruning")
         cut.attributes[name] = after
     return cut

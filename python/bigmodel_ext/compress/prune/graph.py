@@ -70,11 +70,11 @@ def call(model: nn.Module, example_inputs: Any, forward_fn: Callable[[nn.Module,
     return model(*example_inputs) if isinstance(example_inputs, (tuple, list)) else model(example_inputs)
 
 
-def _counted(calls: dict[str, int], fqn: str, layer: nn.Module, args: Any, output: Tensor) -> Tensor | None:
+def _counted(calls: dict[str, int], fqn: str, layer: Any, args: Any, output: Tensor) -> Tensor | None:
     """A forward hook. A linear layer of three and more dimensions gives a view, whose autograd node an in-place
     activation would replace, and with it the layer would vanish from the graph: then a copy goes on."""
     features = layer.out_channels if isinstance(layer, CONVS) else layer.out_features
-    calls[fqn] = calls.get(fqn, 0) + output.numel() // features  # type: ignore[operator]
+    calls[fqn] = calls.get(fqn, 0) + output.numel() // features
     return output.clone() if output._is_view() else None
 
 
@@ -176,6 +176,8 @@ def _item(dg: Any, names: dict[int, str], item: Any, size: int) -> _Part | str:
     fqn = names[id(module)] if isinstance(module, nn.Parameter) else dg._module2name.get(module)
     if isinstance(module, nn.Parameter):
         owner = dg.model.get_submodule(fqn.rpartition(".")[0])
+        if type(owner).__module__.startswith("bigmodel_ext.nn"):
+            return f"{fqn!r} belongs to a {type(owner).__name__}: prune before converting"
         if type(owner) in _FEATURE_NORMS:  # nn.RMSNorm: torch-pruning knows its weight only
             module, fqn = owner, fqn.rpartition(".")[0]
     return _Part([], []) if fqn is None else _part(module, fqn, out, index)
@@ -215,7 +217,7 @@ def _part(module: nn.Module, fqn: str, out: bool, index: list[list[int]]) -> _Pa
             return _Part([], [])
         return _Part(held(("weight",), 0, "with"), [Size(fqn, "num_parameters", each)])
     if module.state_dict():
-        return f"{fqn!r} is a {type(module).__name__}, which can't be pruned"
+        return f"{fqn!r} is a {type(module).__name__}, which can't be pruned (conversions come after pruning)"
     return _Part([], [])
 
 

@@ -17,9 +17,10 @@ _KV_COUNTS = ("kv_heads", "num_kv_heads", "n_kv_heads", "num_key_value_heads")
 _FUSED = ("qkv", "qkv_proj", "in_proj", "to_qkv", "c_attn", "query_key_value")
 _APART = (
     ("q_proj", "k_proj", "v_proj"), ("query", "key", "value"), ("q", "k", "v"), ("to_q", "to_k", "to_v"),
-    ("wq", "wk", "wv"), ("q_lin", "k_lin", "v_lin"),
+    ("wq", "wk", "wv"), ("q_lin", "k_lin", "v_lin"), ("self.query", "self.key", "self.value"),
+    ("attention.query", "attention.key", "attention.value"),
 )  # fmt: skip
-_OUTPUTS = ("o_proj", "out_proj", "proj", "out", "o", "to_out", "wo", "out_lin", "c_proj", "dense")
+_OUTPUTS = ("o_proj", "out_proj", "proj", "out", "o", "to_out", "wo", "out_lin", "c_proj", "dense", "output.dense")
 _ROLES = ("heads", "kv_heads", "groups", "width", "kv_width")
 _KNOWN = {
     **dict.fromkeys(_COUNTS, "heads"),
@@ -34,10 +35,10 @@ class Heads:
     """How an attention module is laid out. Features of heads are contiguous in the layers' outputs: head h of d is
     rows h * d to h * d + d, queries before keys before values where one layer makes all three.
 
-    qkv: names, within the module, of the layer that makes all three, or of the three; output: of the layer that takes
-    the mixed values. heads and kv_heads (default: as many) count query and key/value heads. attributes: sizes that the
-    module's forward reads, by name: "heads", "kv_heads", "groups" (heads per kv_head), "width" (heads * d) or
-    "kv_width"; where d itself is read it does not change.
+    qkv: names, within the module ("query", "self.query"), of the layer that makes all three, or of the three; output:
+    of the layer that takes the mixed values. heads and kv_heads (default: as many) count query and key/value heads.
+    attributes: sizes that its forward reads, by name ("num_heads", "self.num_heads"): "heads", "kv_heads", "groups"
+    (heads per kv_head), "width" (heads * d) or "kv_width"; where d itself is read it does not change.
     """
 
     qkv: str | tuple[str, str, str]
@@ -55,30 +56,46 @@ class Heads:
             raise ValueError(f"attributes must name one of {', '.join(_ROLES)} each, got {unknown[0]!r}")
 
 
+def _at(module: nn.Module, path: str) -> nn.Module | None:
+    try:
+        return module.get_submodule(path)
+    except AttributeError:
+        return None
+
+
 def _first(module: nn.Module, names: tuple[str, ...]) -> str | None:
-    return next((n for n in names if isinstance(module._modules.get(n), nn.Linear)), None)
+    return next((n for n in names if isinstance(_at(module, n), nn.Linear)), None)
+
+
+def _sizes(module: nn.Module, path: str) -> dict[str, int]:
+    """The attributes with common names of a module's part, by name from the module."""
+    found = vars(module.get_submodule(path)).items()
+    return {f"{path}.{n}".strip("."): v for n, v in found if n in (*_KNOWN, "head_dim") and type(v) is int and v > 0}
 
 
 def find_heads(module: nn.Module) -> Heads | None:
     """The module's layout if its layers and attributes have common names, else None."""
     if isinstance(module, nn.MultiheadAttention):
         return None
-    sizes = {n: v for n, v in vars(module).items() if n in _KNOWN and type(v) is int and v > 0}
-    heads = next((sizes[n] for n in _COUNTS if n in sizes), None)
-    kv = next((sizes[n] for n in _KV_COUNTS if n in sizes), None)
     output, fused = _first(module, _OUTPUTS), _first(module, _FUSED)
     apart = next((names for names in _APART if all(_first(module, (n,)) for n in names)), None)
     qkv = apart or fused
     if output is None or qkv is None:
         return None
+    sizes = _sizes(module, "")
+    if apart is not None and "." in apart[0]:
+        sizes |= _sizes(module, apart[0].rpartition(".")[0])
+    roles = {n: _KNOWN[n.rpartition(".")[2]] for n in sizes if n.rpartition(".")[2] in _KNOWN}
+    heads = next((sizes[n] for n, role in roles.items() if role == "heads"), None)
+    kv = next((sizes[n] for n, role in roles.items() if role == "kv_heads"), None)
     if heads is None:  # transformers' Llama keeps head_dim and reads the number of heads off the shapes
-        d, rows = vars(module).get("head_dim"), module.get_submodule(output).in_features
-        if type(d) is not int or apart is None or rows % d:
+        d = sizes.get("head_dim")
+        if d is None or apart is None:
             return None
-        heads = int(rows) // d
-        kv = int(module.get_submodule(apart[1]).out_features) // d
+        rows = [module.get_submodule(n).get_parameter("weight").shape for n in (output, apart[1])]
+        heads, kv = rows[0][1] // d, rows[1][0] // d
     try:
-        return Heads(qkv, output, heads, kv, {n: _KNOWN[n] for n in sizes})
+        return Heads(qkv, output, heads, kv, roles)
     except ValueError:
         return None
 
@@ -142,7 +159,7 @@ def _fused(made: list[tuple[tuple[int, ...], ...]], starts: tuple[int, ...]) -> 
 
 
 def _linear(owner: nn.Module, fqn: str, name: str) -> nn.Linear:
-    layer = owner.get_submodule(name) if name in dict(owner.named_modules()) else None
+    layer = _at(owner, name)
     if type(layer) is not nn.Linear:
         raise ValueError(f"{fqn!r} has no nn.Linear {name!r} (it is {type(layer).__name__})")
     return layer
@@ -157,12 +174,13 @@ def _attributes(owner: nn.Module, fqn: str, layout: Heads, d: int, kv_groups: bo
     else:
         less = {"heads": Fraction(1), "groups": Fraction(1, kv), "width": Fraction(d)}
     sizes = []
-    for name, role in layout.attributes.items():
-        have = vars(owner).get(name)
+    for path, role in layout.attributes.items():
+        part, _, name = path.rpartition(".")
+        have = vars(_at(owner, part) or owner).get(name)
         if have != values[role]:
-            raise ValueError(f"{fqn}.{name} is {have}, expected {values[role]} ({role})")
+            raise ValueError(f"{fqn}.{path} is {have}, expected {values[role]} ({role})")
         if role in less:
-            sizes.append(Size(fqn, name, less[role]))
+            sizes.append(Size(f"{fqn}.{part}".strip("."), name, less[role]))
     return sizes
 
 

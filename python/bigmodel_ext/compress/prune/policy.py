@@ -42,7 +42,7 @@ class Cost:
     """Multiply-accumulates of the model's layers, as functions of what is taken out of each group."""
 
     def __init__(self, model: nn.Module, calls: Mapping[str, int]) -> None:
-        self._shapes = {fqn: list(model.get_submodule(fqn).weight.shape) for fqn in calls}  # type: ignore[union-attr]
+        self._shapes = {fqn: list(model.get_submodule(fqn).get_parameter("weight").shape) for fqn in calls}
         self._calls = calls
         self._less = {fqn: [0, 0] for fqn in calls}
 
