@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bigmodel_ext.compress.prune.units import BATCH_NORMS, CONVS, Group, Size, Slice, coupled
+from bigmodel_ext.compress.prune.structured.units import BATCH_NORMS, CONVS, Group, Size, Slice, coupled
 
 _FEATURE_NORMS = (nn.LayerNorm, nn.RMSNorm)
 _AFFINE = ("weight", "bias", "running_mean", "running_var")
