@@ -210,7 +210,7 @@ class TestTraining:
     @pytest.mark.parametrize("granularity", ["weight", "1x4"])
     def test_sparse_layers_train_with_their_pattern_and_recover(self, granularity):
         model, data, test = (
-            nn.Sequential(nn.Linear(16, 64), nn.ReLU(), nn.Linear(64, 4)),
+            nn.Sequential(nn.Linear(16, 128), nn.ReLU(), nn.Linear(128, 4)),
             _clusters(512),
             _clusters(512),
         )
@@ -222,10 +222,10 @@ class TestTraining:
         bm.sparsify_(model, bm.UnstructuredSparseWeightConfig(rows=()))
         assert all(isinstance(model[i], bm.nn.SparseLinear) for i in (0, 2))
         assert [model[i].values.numel() for i in (0, 2)] == [int(kept.sum()) for kept in pattern]
-        fit(model, data, CrossEntropy(), TrainConfig(epochs=8, batch_size=32, learning_rate=1e-2), seed=0)
+        fit(model, data, CrossEntropy(), TrainConfig(epochs=15, batch_size=32, learning_rate=1e-2), seed=0)
         after = accuracy(model, test)
         assert all(torch.equal(model[i].weight != 0, kept) for i, kept in zip((0, 2), pattern, strict=True))
-        assert pruned < before - 0.04, f"{before} -> {pruned}: nothing to come back from"
+        assert pruned < before - 0.1, f"{before} -> {pruned}: nothing to come back from"
         assert after > before - 0.02, f"{before} -> {pruned} -> {after}"
 
     def test_gradual_pruning_keeps_what_pruning_at_once_loses(self):
