@@ -139,7 +139,7 @@ class TestReconstruct:
             assert granularity != "2:4" or int((~flat).sum(-1).max()) == 2
             assert fit.error < 0.7 * fit.magnitude_error, str(report)
         ours, theirs = _missed(model, dense, held_out), _missed(plain, dense, held_out)
-        assert ours < 0.5 * theirs, f"{ours:.3g} against {theirs:.3g}"
+        assert ours < 0.6 * theirs, f"{ours:.3g} against {theirs:.3g}"
 
     def test_order_of_calls_and_ratios(self):
         class Reversed(nn.Module):
