@@ -1,7 +1,9 @@
 """What test_distributed.py trains, in one process itself and in two by running this file under torchrun."""
 
+import contextlib
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -101,29 +103,24 @@ class Stop(Exception):
     pass
 
 
+def stop_at(last, step):
+    if step == last:
+        raise Stop
+
+
 def resumed(across, batch_size, folder):
     """(as trained in one go, as stopped and resumed), with dropout and noise of each process's own."""
     results = []
-    for stop in (None, 8):
-        kept = Resume(folder / f"{stop}.safetensors", every=3)
-
-        def on_step(step, stop=stop):
-            if step == stop:
-                raise Stop
-
-        for _ in range(1 if stop is None else 2):
+    for stops in ((None,), (8, None)):
+        for stop in stops:
             model = nn.Sequential(nn.Dropout(0.2), dense())
             torch.manual_seed(across.rank)
-            noise = Noise(across.rank)
-            try:
+            with contextlib.suppress(Stop):
                 fit(
                     model, examples(), CrossEntropy(0.0), replace(CONFIG, batch_size=batch_size), seed=0,
-                    augment=noise, on_step=on_step, resume=kept, across=across,
+                    augment=Noise(across.rank), on_step=partial(stop_at, stop),
+                    resume=Resume(folder / f"{len(stops)}.safetensors", every=3), across=across,
                 )  # fmt: skip
-            except Stop:
-                stop = None
-
-            on_step = lambda step: None  # noqa: E731
         results.append(model.state_dict())
     return results
 
