@@ -17,7 +17,7 @@ from bigmodel_ext.train.distributed import Processes
 from bigmodel_ext.train.loop import ALONE, CrossEntropy, TrainConfig, accuracy, fit
 
 task = tasks.get("digits")
-data = task.load(0)
+data, across = task.load(0), Processes(cpu=True)
 
 
 def train(batch_size, across):
@@ -25,18 +25,15 @@ def train(batch_size, across):
     model = task.build({"width": 32, "depth": 1, "heads": 2, "mlp": 128})
     MaskPruner(model, pruning_ratio=0.8, ignored_layers=["embed", "head"]).step()
     bm.sparsify_(model, bm.UnstructuredSparseWeightConfig(rows=()), filter_fn=lambda layer, fqn: "blocks" in fqn)
-    fit(model, data.train, CrossEntropy(), TrainConfig(8, batch_size, 4e-3), seed=0, across=across)
+    config = TrainConfig(6, batch_size, 0.1, weight_decay=1e-4, optimizer="sgd", nesterov=True)
+    fit(model, data.train, CrossEntropy(), config, seed=0, across=across)
     return model
 
 
-across = Processes(cpu=True)
-model = train(16, across)
-weights = torch.cat([p.detach().flatten() for p in model.parameters()])
+model, alone = train(16, across), train(32, ALONE)
+weights, expected = (torch.nn.utils.parameters_to_vector(m.parameters()).detach() for m in (model, alone))
 equal = torch.equal(*across.gather(weights))
 if across.rank == 0:
-    alone = torch.cat([p.detach().flatten() for p in train(32, ALONE).parameters()])
-    print(
-        f"{across.processes} processes, test accuracy {accuracy(model, data.test):.2%}; weights equal in both: {equal};"
-    )
-    print(f"furthest from one process with the double batch: {float((weights - alone).abs().max()):.1e}")
+    print(f"{across.processes} processes: test accuracy {accuracy(model, data.test):.2%}, equal weights: {equal}")
+    print(f"furthest from one process with the double batch: {float((weights - expected).abs().max()):.1e}")
 across.close()
