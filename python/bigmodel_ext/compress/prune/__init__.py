@@ -6,6 +6,9 @@ from bigmodel_ext.compress.prune.importance import IMPORTANCES as IMPORTANCES
 from bigmodel_ext.compress.prune.importance import scores as scores
 from bigmodel_ext.compress.prune.masks import MaskPruner as MaskPruner
 from bigmodel_ext.compress.prune.policy import Policy as Policy
+from bigmodel_ext.compress.prune.reconstruct import LayerFit as LayerFit
+from bigmodel_ext.compress.prune.reconstruct import Reconstruction as Reconstruction
+from bigmodel_ext.compress.prune.reconstruct import reconstruct_ as reconstruct_
 from bigmodel_ext.compress.prune.schedule import GradualPruner as GradualPruner
 from bigmodel_ext.compress.prune.schedule import cubic as cubic
 from bigmodel_ext.compress.prune.schedule import cubic_sparsity as cubic_sparsity
