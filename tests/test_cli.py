@@ -34,10 +34,10 @@ def _fails(capsys, *argv):
 
 def test_the_tasks_are_listed(capsys):
     with pytest.raises(SystemExit, match="2"):
-        main(["compress", "--task"])
+        cli.main(["compress", "--task"])
     assert capsys.readouterr().err == "bigmodel compress: error: --task must be one of digits, text\n"
     with pytest.raises(SystemExit, match="0"):
-        main(["compress", "--help"])
+        cli.main(["compress", "--help"])
     assert f"({', '.join(tasks.TASKS)})" in capsys.readouterr().out
 
 
