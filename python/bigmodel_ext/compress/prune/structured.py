@@ -11,12 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bigmodel_ext._plan_schema import Entry
-from bigmodel_ext._pruned import Cut, Surgery, surgery_plan
+from bigmodel_ext._pruned import Cut, Entry, Surgery, surgery_plan
 from bigmodel_ext.compress.calibrate import ForwardLoop
 from bigmodel_ext.compress.prune.eliminate import Reader, eliminate, readers
-from bigmodel_ext.compress.prune.graph import Graph, trace
-from bigmodel_ext.compress.prune.heads import Heads, prunable
+from bigmodel_ext.compress.prune.graph import Graph, prunable, trace
+from bigmodel_ext.compress.prune.heads import Heads, head_groups
 from bigmodel_ext.compress.prune.importance import IMPORTANCES
 from bigmodel_ext.compress.prune.policy import Cost, Curve, local, macs, ranked, to_macs
 from bigmodel_ext.compress.prune.ranking import by_name, by_object
@@ -189,14 +188,10 @@ class StructuredPruner:
         return scopes
 
     def _analysed(self) -> Graph:
-        return prunable(
-            self.model,
-            trace(self.model, self.example_inputs, self.forward_fn),
-            heads=self._heads,
-            kv_groups=self.kv_groups,
-            granularity=self.granularity,
-            ignored=self._ignored,
-        )
+        heads, reasons = head_groups(self.model, self._heads, self.kv_groups)
+        graph = trace(self.model, self.example_inputs, self.forward_fn, heads)
+        graph.reasons.update(reasons)
+        return prunable(self.model, graph, self.granularity, self._ignored)
 
     def step(self) -> Pruned:
         """Prune on to the next step's share of the goal.
