@@ -6,18 +6,15 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
-from fractions import Fraction
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from bigmodel_ext.compress.prune.units import BATCH_NORMS, CONVS, Group, Size, Slice, coupled
-
-_FEATURE_NORMS = (nn.LayerNorm, nn.RMSNorm)
-_AFFINE = ("weight", "bias", "running_mean", "running_var")
+from bigmodel_ext.compress.prune.parts import FEATURE_NORMS, Part, part_of, units_of
+from bigmodel_ext.compress.prune.units import BATCH_NORMS, CONVS, Group, Size, coupled
 
 
 def torch_pruning() -> Any:
@@ -160,18 +157,6 @@ def _find_norms(graph: Graph, dg: Any) -> None:
             graph.norm_after[names[module]] = names[node.outputs[0].module]
 
 
-@dataclass
-class _Part:
-    """A module's part in a group. couplings: (width, channel of each root): roots whose channels are the same modulo
-    width go together; wide: units are features of a residual stream, which norms look at as a whole."""
-
-    slices: list[Slice]
-    sizes: list[Size]
-    couplings: list[tuple[int, list[int]]] = field(default_factory=list)
-    exact: bool = True
-    wide: bool = False
-
-
 def _read(graph: Graph, model: nn.Module, dg: Any, found: Any) -> None:
     root = dg._module2name[found[0].dep.target.module]
     names = {id(p): name for name, p in model.named_parameters(remove_duplicate=False)}
@@ -183,7 +168,7 @@ def _read(graph: Graph, model: nn.Module, dg: Any, found: Any) -> None:
             return
         parts.append(part)
     roles = {s.role for part in parts for s in part.slices}
-    units = _units(len(found[0].idxs), [c for part in parts for c in part.couplings])
+    units = units_of(len(found[0].idxs), [c for part in parts for c in part.couplings])
     if not {"in", "out"} <= roles:
         graph.reasons[root] = "no layer that takes its outputs was found"
     elif len(units) < 2:
@@ -193,7 +178,7 @@ def _read(graph: Graph, model: nn.Module, dg: Any, found: Any) -> None:
         graph.sources[root] = (found, units)
 
 
-def _group(model: nn.Module, root: str, parts: list[_Part], units: list[list[int]]) -> Group:
+def _group(model: nn.Module, root: str, parts: list[Part], units: list[list[int]]) -> Group:
     slices = tuple(s for part in parts for s in part.slices)
     convs = any(s.role == "out" and isinstance(model.get_submodule(s.fqn), CONVS) for s in slices)
     kind = "width" if any(part.wide for part in parts) else "channel" if convs else "neuron"
@@ -204,7 +189,7 @@ def _group(model: nn.Module, root: str, parts: list[_Part], units: list[list[int
     return coupled(Group(root, kind, len(units), slices, tuple(sizes), exact=exact), units)
 
 
-def _item(dg: Any, names: dict[int, str], item: Any, size: int) -> _Part | str:
+def _item(dg: Any, names: dict[int, str], item: Any, size: int) -> Part | str:
     """An item of a torch-pruning group; or why the group can't be pruned."""
     node, out = item.dep.target, dg.is_out_channel_pruning_fn(item.dep.handler)
     if any(root is None for root in item.root_idxs):
@@ -220,89 +205,9 @@ def _item(dg: Any, names: dict[int, str], item: Any, size: int) -> _Part | str:
         owner = dg.model.get_submodule(fqn.rpartition(".")[0])
         if type(owner).__module__.startswith("bigmodel_ext.nn"):
             return f"{fqn!r} belongs to a {type(owner).__name__}: prune before converting"
-        if type(owner) in _FEATURE_NORMS:  # nn.RMSNorm: torch-pruning knows its weight only
+        if type(owner) in FEATURE_NORMS:  # nn.RMSNorm: torch-pruning knows its weight only
             module, fqn = owner, fqn.rpartition(".")[0]
-    return _Part([], []) if fqn is None else _part(module, fqn, out, index)
-
-
-def _part(module: nn.Module, fqn: str, out: bool, index: list[list[int]]) -> _Part | str:
-    """One module's part in a group; or why it can't be pruned."""
-    indices = tuple(tuple(i) for i in index)
-    each = Fraction(max(map(len, index)))
-
-    def held(names: tuple[str, ...], dim: int, role: str) -> list[Slice]:
-        return [Slice(fqn, n, dim, indices, role) for n in names if getattr(module, n, None) is not None]
-
-    if isinstance(module, nn.Parameter):
-        owner, _, name = fqn.rpartition(".")
-        dim = max((d for d, s in enumerate(module.shape) if s > 1), default=0)
-        return _Part([Slice(owner, name, dim, indices, "with")], [], wide=True)
-    if type(module) is nn.Linear:
-        if out:
-            return _Part(held(("weight", "bias"), 0, "out"), [Size(fqn, "out_features", each)])
-        return _Part(held(("weight",), 1, "in"), [Size(fqn, "in_features", each)])
-    if type(module) in CONVS:
-        return _conv_part(module, fqn, out, index)
-    if type(module) in BATCH_NORMS:
-        return _Part(held(_AFFINE, 0, "with"), [Size(fqn, "num_features", each)])
-    if type(module) is nn.GroupNorm:
-        coupling = [(module.num_channels // module.num_groups, [i for group in index for i in group])]
-        return _Part(held(_AFFINE, 0, "with"), [Size(fqn, "num_channels", each)], coupling, exact=False)
-    if type(module) in _FEATURE_NORMS:
-        if len(module.normalized_shape) != 1:
-            return f"{fqn!r} normalizes over {shape}"
-        return _Part(held(("weight", "bias"), 0, "with"), [Size(fqn, "normalized_shape", each, 0)], wide=True)
-    if type(module) is nn.Embedding:
-        return _Part(held(("weight",), 1, "out"), [Size(fqn, "embedding_dim", each)], wide=True)
-    if type(module) is nn.PReLU:
-        if module.num_parameters == 1:
-            return _Part([], [])
-        return _Part(held(("weight",), 0, "with"), [Size(fqn, "num_parameters", each)])
-    if module.state_dict():
-        return f"{fqn!r} is a {type(module).__name__}, which can't be pruned (conversions come after pruning)"
-    return _Part([], [])
-
-
-def _conv_part(conv: Any, fqn: str, out: bool, index: list[list[int]]) -> _Part | str:
-    groups, each = conv.groups, Fraction(max(map(len, index)))
-    indices = tuple(tuple(i) for i in index)
-    flat = [i for unit in index for i in unit]
-    biases = [Slice(fqn, "bias", 0, indices, "out")] if conv.bias is not None else []
-    if groups == 1:
-        if out:
-            return _Part([Slice(fqn, "weight", 0, indices, "out"), *biases], [Size(fqn, "out_channels", each)])
-        return _Part([Slice(fqn, "weight", 1, indices, "in")], [Size(fqn, "in_channels", each)])
-    if groups == conv.in_channels == conv.out_channels:
-        sizes = [Size(fqn, name, each) for name in ("in_channels", "out_channels", "groups")]
-        return _Part([replace(s, role="with") for s in (Slice(fqn, "weight", 0, indices, "with"), *biases)], sizes)
-    if out:
-        coupling = (conv.out_channels // groups, flat)
-        return _Part([Slice(fqn, "weight", 0, indices, "out"), *biases], [Size(fqn, "out_channels", each)], [coupling])
-    width = conv.in_channels // groups
-    local = tuple(tuple(sorted({i % width for i in unit})) for unit in index)
-    return _Part([Slice(fqn, "weight", 1, local, "in")], [Size(fqn, "in_channels", each)], [(width, flat)])
-
-
-def _units(size: int, couplings: list[tuple[int, list[int]]]) -> list[list[int]]:
-    """Roots 0..size-1 joined where a grouped layer needs the same place of each of its groups to go together."""
-    leader = list(range(size))
-
-    def find(i: int) -> int:
-        while leader[i] != i:
-            leader[i] = leader[leader[i]]
-            i = leader[i]
-        return i
-
-    for width, channel_of_root in couplings:
-        if len(channel_of_root) != size:
-            return []
-        first: dict[int, int] = {}
-        for root, channel in enumerate(channel_of_root):
-            leader[find(root)] = find(first.setdefault(channel % width, root))
-    units: dict[int, list[int]] = {}
-    for i in range(size):
-        units.setdefault(find(i), []).append(i)
-    return list(units.values()) if len({len(u) for u in units.values()}) == 1 else []
+    return Part([], []) if fqn is None else part_of(module, fqn, out, index)
 
 
 def prunable(model: nn.Module, graph: Graph, granularity: Collection[str], ignored: Collection[str]) -> Graph:
