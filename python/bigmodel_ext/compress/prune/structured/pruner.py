@@ -13,15 +13,15 @@ from torch import Tensor, nn
 
 from bigmodel_ext._pruned import Cut, Entry, Surgery, surgery_plan
 from bigmodel_ext.compress.calibrate import ForwardLoop
-from bigmodel_ext.compress.prune.eliminate import Reader, eliminate, readers
-from bigmodel_ext.compress.prune.graph import Graph, prunable, trace
-from bigmodel_ext.compress.prune.heads import Heads, head_groups
+from bigmodel_ext.compress.prune.structured.eliminate import Reader, eliminate, readers
+from bigmodel_ext.compress.prune.structured.graph import Graph, prunable, trace
+from bigmodel_ext.compress.prune.structured.heads import Heads, head_groups
 from bigmodel_ext.compress.prune.importance import IMPORTANCES
-from bigmodel_ext.compress.prune.policy import Cost, Curve, local, macs, ranked, to_macs
-from bigmodel_ext.compress.prune.ranking import by_name, by_object
-from bigmodel_ext.compress.prune.refit import Values, refit
-from bigmodel_ext.compress.prune.units import Group, cuts_of
-from bigmodel_ext.compress.prune.verify import runner, verify
+from bigmodel_ext.compress.prune.structured.policy import Cost, Curve, local, macs, ranked, to_macs
+from bigmodel_ext.compress.prune.structured.ranking import by_name, by_object
+from bigmodel_ext.compress.prune.structured.refit import Values, refit
+from bigmodel_ext.compress.prune.structured.units import Group, cuts_of
+from bigmodel_ext.compress.prune.structured.verify import runner, verify
 
 RECONSTRUCTION = "reconstruction"
 KINDS = ("channel", "neuron", "head", "width")

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from bigmodel_ext._pruned import Surgery
-from bigmodel_ext.compress.prune.graph import as_it_was, call, tensors
-from bigmodel_ext.compress.prune.units import Group, cuts_of
+from bigmodel_ext.compress.prune.structured.graph import as_it_was, call, tensors
+from bigmodel_ext.compress.prune.structured.units import Group, cuts_of
 
 # What rounding may do, as a share of the largest output. Attention that mixes the wrong channels can be off by little.
 _CLOSE = {torch.float64: 1e-7, torch.float32: 1e-4, torch.float16: 0.02, torch.bfloat16: 0.05}

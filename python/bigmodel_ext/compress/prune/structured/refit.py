@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from bigmodel_ext.compress.calibrate import ForwardLoop, rows_of
-from bigmodel_ext.compress.prune.graph import as_it_was
+from bigmodel_ext.compress.prune.structured.graph import as_it_was
 
 _DAMPING = 1e-3  # of the mean of the moments' diagonal: how strongly weights are held where data say little
 Values = dict[tuple[str, str], Tensor]  # (module, tensor) -> new value

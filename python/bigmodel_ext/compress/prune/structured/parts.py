@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from bigmodel_ext.compress.prune.units import BATCH_NORMS, CONVS, Size, Slice
+from bigmodel_ext.compress.prune.structured.units import BATCH_NORMS, CONVS, Size, Slice
 
 FEATURE_NORMS = (nn.LayerNorm, nn.RMSNorm)
 _AFFINE = ("weight", "bias", "running_mean", "running_var")

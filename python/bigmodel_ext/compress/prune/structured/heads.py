@@ -9,7 +9,7 @@ from fractions import Fraction
 
 from torch import nn
 
-from bigmodel_ext.compress.prune.units import Group, Size, Slice
+from bigmodel_ext.compress.prune.structured.units import Group, Size, Slice
 
 _COUNTS = ("heads", "num_heads", "n_heads", "n_head", "num_attention_heads")
 _KV_COUNTS = ("kv_heads", "num_kv_heads", "n_kv_heads", "num_key_value_heads")

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bigmodel_ext.compress.prune.parts import FEATURE_NORMS, Part, part_of, units_of
-from bigmodel_ext.compress.prune.units import BATCH_NORMS, CONVS, Group, Size, coupled
+from bigmodel_ext.compress.prune.structured.parts import FEATURE_NORMS, Part, part_of, units_of
+from bigmodel_ext.compress.prune.structured.units import BATCH_NORMS, CONVS, Group, Size, coupled
 
 
 def torch_pruning() -> Any:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from bigmodel_ext.compress.calibrate import ForwardLoop, observe, rows_of
-from bigmodel_ext.compress.prune.units import Group
+from bigmodel_ext.compress.prune.structured.units import Group
 
 _DAMPING = 1e-3  # of the mean of H's diagonal, added to it
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from bigmodel_ext.compress.prune.units import Group
+from bigmodel_ext.compress.prune.structured.units import Group
 
 _STEPS = 128  # a group of more units is thinned in steps of several
 
