@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,14 @@ from torch.nn import functional as F
 Loss = Callable[[nn.Module, Tensor, Tensor], Tensor]
 OnStep = Callable[[int], None]
 OnEpoch = Callable[[int, float], None]
+
+
+class Batches(Protocol):
+    """Anything that gives (inputs, targets) batches and can be iterated again: a DataLoader, a list."""
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]: ...
+
+    def __len__(self) -> int: ...
 
 
 class NonFiniteLossError(RuntimeError):
@@ -76,7 +85,7 @@ def cosine(step: int, total: int, warmup: float) -> float:
 
 def fit(
     model: nn.Module,
-    examples: Examples,
+    examples: Examples | Batches,
     loss: Loss,
     config: TrainConfig,
     *,
@@ -89,7 +98,8 @@ def fit(
     """Train model in place; leaves it in eval mode.
 
     Args:
-        examples: what to train on; each epoch sees them in a new order, a last incomplete batch left out.
+        examples: what to train on. Of Examples, each epoch sees all in a new order, a last incomplete batch left out;
+            batches come in the order, number and size that their iterator gives them.
         loss: loss(model, inputs, targets) -> scalar.
         seed: of the order of examples.
         augment: changes a batch of inputs.
@@ -105,15 +115,12 @@ def fit(
     """
     generator = torch.Generator().manual_seed(seed)
     optimizer = torch.optim.AdamW(_groups(model, config.weight_decay), lr=config.learning_rate)
-    per_epoch = config.steps_per_epoch(len(examples))
-    total, step, means = config.steps(len(examples)), 0, []
+    total, step, means = total_steps(examples, config), 0, []
     for epoch in range(config.epochs):
         model.train()
-        order, losses = torch.randperm(len(examples), generator=generator), 0.0
-        for i in range(per_epoch):
-            batch = order[i * config.batch_size : (i + 1) * config.batch_size]
-            inputs = examples.inputs[batch]
-            value = loss(model, inputs if augment is None else augment(inputs), examples.targets[batch])
+        losses, first = 0.0, step
+        for inputs, targets in _epoch(examples, config, generator):
+            value = loss(model, inputs if augment is None else augment(inputs), targets)
             losses += _finite(value, stage, epoch + 1)
             for group in optimizer.param_groups:
                 group["lr"] = config.learning_rate * cosine(step, total, config.warmup)
@@ -124,11 +131,28 @@ def fit(
             step += 1
             if on_step is not None:
                 on_step(step)
-        means.append(losses / per_epoch)
+        means.append(losses / max(1, step - first))
         if on_epoch is not None:
             on_epoch(epoch + 1, means[-1])
     model.eval()
     return means
+
+
+def total_steps(examples: Examples | Batches, config: TrainConfig) -> int:
+    """How many steps `fit` takes."""
+    return config.steps(len(examples)) if isinstance(examples, Examples) else config.epochs * len(examples)
+
+
+def _epoch(
+    examples: Examples | Batches, config: TrainConfig, generator: torch.Generator
+) -> Iterator[tuple[Tensor, Tensor]]:
+    if not isinstance(examples, Examples):
+        yield from examples
+        return
+    order = torch.randperm(len(examples), generator=generator)
+    for i in range(config.steps_per_epoch(len(examples))):
+        batch = order[i * config.batch_size : (i + 1) * config.batch_size]
+        yield examples.inputs[batch], examples.targets[batch]
 
 
 def _finite(value: Tensor, stage: str, epoch: int) -> float:

@@ -45,21 +45,26 @@ def scores(
             (or, for "taylor", its weight's gradient); a score is NaN or infinite. The message names the layers.
         TypeError: a layer is neither nn.Linear nor nn.Conv2d with a weight of its own.
     """
-    if importance not in IMPORTANCES:
-        raise ValueError(f"importance must be one of {', '.join(IMPORTANCES)}, got {importance!r}")
+    require(importance, forward_loop)
     if not layers:
         raise ValueError("layers must name at least one layer, got none")
     for fqn, layer in layers.items():
         if not isinstance(layer, (nn.Linear, nn.Conv2d)) or layer._parameters.get("weight") is None:
             raise TypeError(f"{fqn} must be an nn.Linear or nn.Conv2d with a weight, got {type(layer).__name__}")
-    if forward_loop is None and importance != "magnitude":
-        raise ValueError(f"importance {importance!r} needs a forward_loop that runs the model on calibration data")
     found = IMPORTANCES[importance](model, layers, forward_loop or _nothing)
     for fqn, score in found.items():
         if not bool(score.isfinite().all()):
             bad = score.numel() - int(score.isfinite().sum())
             raise ValueError(f"{bad} of {score.numel()} {importance} scores of {fqn} are NaN or infinite")
     return found
+
+
+def require(importance: str, forward_loop: ForwardLoop | None) -> None:
+    """Raises ValueError: there is no such importance, or it needs calibration data."""
+    if importance not in IMPORTANCES:
+        raise ValueError(f"importance must be one of {', '.join(IMPORTANCES)}, got {importance!r}")
+    if forward_loop is None and importance != "magnitude":
+        raise ValueError(f"importance {importance!r} needs a forward_loop that runs the model on calibration data")
 
 
 def _weight(layer: nn.Module) -> Tensor:

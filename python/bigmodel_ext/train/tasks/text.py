@@ -134,4 +134,4 @@ def task() -> Task:
         soft_weight=0.7,
         latency_batch=2,
     )
-    return Task("text", load, build, recipe, quick, _prunable, BITS)
+    return Task("text", load, build, recipe, quick, _prunable, BITS, drop_type="relative")

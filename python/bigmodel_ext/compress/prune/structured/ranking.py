@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from bigmodel_ext.compress.calibrate import ForwardLoop
-from bigmodel_ext.compress.prune.structured.graph import Graph, torch_pruning
 from bigmodel_ext.compress.prune.importance import scores
+from bigmodel_ext.compress.prune.structured.graph import Graph, torch_pruning
 from bigmodel_ext.compress.prune.structured.units import Group, unit_sums
 
 Way = tuple[list[int], list[float]]  # units, and what each costs
