@@ -27,5 +27,10 @@ def apply(
 ) -> Report:
     """What ``bigmodel_ext.quantize_`` does; with a forward_loop, the report has the error of each layer's output."""
     layers = convertible(model, filter_fn, tuple(_FORMS))
-    made = {fqn: _FORMS[type(layer)](layer) for fqn, layer in layers.items()}
+    made = {fqn: form(layer) for fqn, layer in layers.items()}
     return exchange_made(model, layers, made, config, forward_loop, filter_fn)
+
+
+def form(layer: nn.Module) -> nn.Module:
+    """The int8 form of an nn.Linear or nn.Conv2d."""
+    return _FORMS[type(layer)](layer)

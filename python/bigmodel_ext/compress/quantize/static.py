@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import cast
 
 from torch import Tensor, nn
 
@@ -71,11 +72,6 @@ def apply(
     """Calibrate, then exchange; the report has each layer's ``input scale``."""
     layers = convertible(model, filter_fn)
     scales = input_scales(model, forward_loop, layers, config)
-    made = {fqn: static_linear(layer, scales[fqn]) for fqn, layer in layers.items()}
+    made = {fqn: Int8Linear.from_float(cast(nn.Linear, layer), scales[fqn]) for fqn, layer in layers.items()}
     figures = {fqn: {"input scale": scale} for fqn, scale in scales.items()}
     return exchange_made(model, layers, made, config, forward_loop, filter_fn, figures)
-
-
-def static_linear(layer: nn.Module, scale: float) -> Int8Linear:
-    assert isinstance(layer, nn.Linear)
-    return Int8Linear.from_float(layer, input_scale=scale)
