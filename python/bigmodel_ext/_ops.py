@@ -62,6 +62,11 @@ OPS: dict[str, tuple[str, Callable[..., None], Callable[..., Any]]] = {
         checks.check_int8_linear,
         lambda x, weight, weight_scale, *_: _rows(x, weight_scale.shape[0]),
     ),
+    "int8_weight_only_linear": (
+        "(Tensor x, Tensor weight, Tensor weight_scale, Tensor? bias, str activation='none') -> Tensor",
+        checks.check_int8_weight_only_linear,
+        lambda x, weight, weight_scale, *_: _rows(x, weight_scale.shape[0]),
+    ),
     "int8_conv2d": (
         f"(Tensor x, Tensor weight, Tensor weight_scale, Tensor? bias, {_WINDOW}) -> Tensor",
         checks.check_int8_conv2d,

@@ -15,3 +15,4 @@ from bigmodel_ext.compress.quantize.smooth import SmoothQuantConfig as SmoothQua
 from bigmodel_ext.compress.quantize.static import (
     Int8StaticActivationInt8WeightConfig as Int8StaticActivationInt8WeightConfig,
 )
+from bigmodel_ext.compress.quantize.weight_only import Int8WeightOnlyConfig as Int8WeightOnlyConfig
