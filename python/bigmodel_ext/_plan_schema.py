@@ -24,12 +24,8 @@ _FIELDS: dict[str, dict[str, Any]] = {
     "fused_dropout": {"p": float, "activation": str, "num_features": (int, type(None)), "dtype": (str, type(None))},
     "fused_block": {"chains": list},
 }
-_ACTIVATED = (
-    "int8_linear",
-    "int8_weight_only_linear",
-    "sparse_linear",
-    "int8_sparse_linear",
-)  # these may also have an activation
+# These may also have an activation.
+_ACTIVATED = ("int8_linear", "int8_weight_only_linear", "sparse_linear", "int8_sparse_linear")
 _CHAIN = {
     "dropout": str,
     "activation": str,

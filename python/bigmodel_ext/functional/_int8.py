@@ -110,8 +110,8 @@ def int8_weight_only_linear(
 ) -> Tensor:
     """A linear layer with int8 weights and float activations:
 
-    ``y[m,n] = act((sum_k x[m,k] * weight_q[n,k]) * weight_scale[n] + bias[n])``, computed in float32 and rounded once to
-    x's dtype. Weights are read as bytes and converted in registers.
+    ``y[m,n] = act((sum_k x[m,k] * weight_q[n,k]) * weight_scale[n] + bias[n])``, computed in float32 and rounded once
+    to x's dtype. Weights are read as bytes and converted in registers.
 
     Differentiable in x and bias (``dx = (dy * weight_scale) @ weight_q``).
 
