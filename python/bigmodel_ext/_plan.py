@@ -21,6 +21,7 @@ from bigmodel_ext.nn import (
     Int8Conv2d,
     Int8Linear,
     Int8SparseLinear,
+    Int8WeightOnlyLinear,
     SemiSparseLinear,
     SparseConv2d,
     SparseLinear,
@@ -34,6 +35,7 @@ _CLASSES: dict[str, type[Compressed]] = {
     "int8_conv2d": Int8Conv2d,
     "sparse_conv2d": SparseConv2d,
     "int8_linear": Int8Linear,
+    "int8_weight_only_linear": Int8WeightOnlyLinear,
     "sparse_linear": SparseLinear,
     "int8_sparse_linear": Int8SparseLinear,
     "block_sparse_linear": BlockSparseLinear,
@@ -87,6 +89,8 @@ def _shape_of(module: Compressed) -> Entry:
     entry["bias"] = module.bias is not None
     if isinstance(module, Activated) and module.activation != "none":
         entry["activation"] = module.activation
+    if isinstance(module, Int8Linear) and module.input_scale is not None:
+        entry["static_input"] = True
     if isinstance(module, BlockSparseLinear):
         entry["blocksize"] = module.blocksize
     elif isinstance(module, Pattern):
@@ -197,6 +201,8 @@ def _linear(survey: Survey, place: Place, entry: Entry) -> nn.Module:
         layer: nn.Module = _blocks(entry, placed)
     elif cls in (SparseLinear, Int8SparseLinear):
         layer = _sparse(cls, entry, placed)
+    elif cls is Int8Linear:
+        layer = Int8Linear(k, n, entry["bias"], **placed, static_input=entry.get("static_input", False))
     else:
         layer = cls(k, n, entry["bias"], **placed)
     if isinstance(layer, Activated):
