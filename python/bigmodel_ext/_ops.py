@@ -122,6 +122,20 @@ OPS: dict[str, tuple[str, Callable[..., None], Callable[..., Any]]] = {
         checks.check_semi_sparse_linear_grad_values,
         lambda grad, x, index: grad.new_empty((*index.shape[:2], 8, 2, 32)),
     ),
+    "ising_start": (
+        "(Tensor weight, Tensor factor, Tensor order, Tensor alpha, int group_size) -> Tensor",
+        checks.check_ising_start,
+        lambda weight, *_: weight.new_empty(weight.shape, dtype=torch.uint8),
+    ),
+    "ising_descend": (
+        "(Tensor weight, Tensor moments, Tensor codes, Tensor alpha, int group_size, float[] temperatures,"
+        " bool refit, int seed) -> (Tensor codes, Tensor alpha)",
+        checks.check_ising_descend,
+        lambda weight, moments, codes, alpha, *_: (
+            codes.new_empty(codes.shape),
+            alpha.new_empty(alpha.shape),
+        ),
+    ),
     "int8_sparse_linear": (
         f"(Tensor x, Tensor values, {_INDICES}, Tensor weight_scale, Tensor row_sum, Tensor? bias, int panel,"
         " Tensor? order=None, str activation='none') -> Tensor",

@@ -35,6 +35,9 @@ from bigmodel_ext._reference.int8 import int8_linear as int8_linear
 from bigmodel_ext._reference.int8 import int8_mm as int8_mm
 from bigmodel_ext._reference.int8 import quantize_rows as quantize_rows
 from bigmodel_ext._reference.int8 import unpack_int8 as unpack_int8
+from bigmodel_ext._reference.ising import ising_decode as ising_decode
+from bigmodel_ext._reference.ising import ising_descend as ising_descend
+from bigmodel_ext._reference.ising import ising_start as ising_start
 from bigmodel_ext._reference.packing import move_rows as move_rows
 from bigmodel_ext._reference.packing import pack_panel_csr as pack_panel_csr
 from bigmodel_ext._reference.packing import sort_rows as sort_rows

@@ -12,5 +12,8 @@ from bigmodel_ext.functional._dropout import fused_dropout_norm as fused_dropout
 from bigmodel_ext.functional._int8 import int8_linear as int8_linear
 from bigmodel_ext.functional._int8 import int8_mm as int8_mm
 from bigmodel_ext.functional._int8 import quantize_rows as quantize_rows
+from bigmodel_ext.functional._ising import ising_decode as ising_decode
+from bigmodel_ext.functional._ising import ising_descend as ising_descend
+from bigmodel_ext.functional._ising import ising_start as ising_start
 from bigmodel_ext.functional._sparse import int8_sparse_linear as int8_sparse_linear
 from bigmodel_ext.functional._sparse import sparse_linear as sparse_linear
