@@ -19,15 +19,16 @@ void register_ising(py::module_& m) {
     const View out = view(codes, "codes");
     unlocked(w.view.numel(), [&] { ising_start(w.view, l.view, places.view, scales.view, group_size, out); });
   });
-  m.def("ising_descend", [](py::handle weight, py::handle moments, py::handle codes, py::handle alpha,
-                            int64_t group_size, const std::vector<double>& temperatures, bool refit, int64_t seed) {
-    const DenseTensor w = dense(weight, "weight"), h = dense(moments, "moments");
-    const View vcodes = view(codes, "codes"), valpha = view(alpha, "alpha");
-    unlocked(w.view.numel(), [&] {
-      ising_descend(w.view, h.view, vcodes, valpha, group_size, temperatures.data(),
-                    static_cast<int64_t>(temperatures.size()), refit, seed);
-    });
-  });
+  m.def("ising_descend",
+        [](py::handle weight, py::handle moments, py::handle codes, py::handle alpha, int64_t group_size,
+           const std::vector<double>& temperatures, bool spins, bool scales, int64_t seed) {
+          const DenseTensor w = dense(weight, "weight"), h = dense(moments, "moments");
+          const View vcodes = view(codes, "codes"), valpha = view(alpha, "alpha");
+          unlocked(w.view.numel(), [&] {
+            ising_descend(w.view, h.view, vcodes, valpha, group_size, temperatures.data(),
+                          static_cast<int64_t>(temperatures.size()), spins, scales, seed);
+          });
+        });
 }
 
 }  // namespace bigmodel

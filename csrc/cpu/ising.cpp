@@ -28,6 +28,7 @@ const KernelLevel level_of_ising_start("ising_start", [] { return variants.level
 constexpr int kL = kIsingLanes;
 constexpr int64_t kIsingTiles = 8;    // tiles that share a read of the moments
 constexpr int64_t kStartBlock = 128;  // places between two updates of the far field, at the start
+constexpr float kWorth = 1e-3f;       // of its energy: what a sweep must gain for another one
 constexpr int64_t kReach = 1024;      // places of the field to an update: so much of the moments stays in cache
 
 // The problem as all threads see it.
@@ -245,7 +246,7 @@ void begin_fields(const Problem& p, Tile* tiles, int64_t count) {
 struct Search {
   const double* temperatures;
   int64_t sweeps;
-  bool refit;
+  bool spins, scales;
   uint64_t seed;
   const float* threshold;  // [kIsingDraws]
 };
@@ -264,7 +265,7 @@ void sweep_group(const Problem& p, const Search& search, int64_t sweep, Tile& ti
                             tile.field + begin * kL,
                             tile.codes + begin * kL,
                             tile.change};
-  if (search.temperatures[sweep] > 0.0) {
+  if (search.spins && search.temperatures[sweep] > 0.0) {
     const IsingHeat heat = {tile.temperature,
                             search.threshold,
                             search.seed,
@@ -272,10 +273,10 @@ void sweep_group(const Problem& p, const Search& search, int64_t sweep, Tile& ti
                             static_cast<uint32_t>(index * kL),
                             static_cast<uint32_t>(begin)};
     p.kernels.anneal(block, heat, tile.gain);
-  } else {
+  } else if (search.spins) {
     p.kernels.descend(block, tile.gain);
   }
-  if (search.refit) refit(p, tile, g, spins, fields);
+  if (search.scales) refit(p, tile, g, spins, fields);
   list_moved(tile, count);
 }
 
@@ -298,7 +299,7 @@ bool sweep_tiles(const Problem& p, const Search& search, int64_t sweep, Tile* ti
   bool left = false;
   for (Tile* t = tiles; t < tiles + count; ++t) {
     bool gained = heat > 0.0;
-    for (int lane = 0; lane < kL; ++lane) gained |= t->gain[lane] > 1e-5f * t->energy[lane];
+    for (int lane = 0; lane < kL; ++lane) gained |= t->gain[lane] > kWorth * t->energy[lane];
     for (int64_t later = sweep + 1; later < search.sweeps; ++later) gained |= search.temperatures[later] > 0.0;
     t->active = t->active && gained;
     left |= t->active;
@@ -407,7 +408,7 @@ void ising_start(const View& weight, const View& factor, const View& order, cons
 }
 
 void ising_descend(const View& weight, const View& moments, const View& codes, const View& alpha, int64_t group_size,
-                   const double* temperatures, int64_t sweeps, bool refit, int64_t seed) {
+                   const double* temperatures, int64_t sweeps, bool spins, bool scales, int64_t seed) {
   const Problem p = check_problem(weight, moments, "moments", codes, alpha, group_size);
   for (int64_t i = 0; i < sweeps; ++i)
     BIGMODEL_CHECK(temperatures[i] >= 0.0 && std::isfinite(temperatures[i]),
@@ -415,13 +416,13 @@ void ising_descend(const View& weight, const View& moments, const View& codes, c
   for (int64_t i = 0; i < p.n * p.k; ++i)
     BIGMODEL_CHECK(p.codes[i] < 1 << p.bits, "codes must be below 2^", p.bits, ", got ", int{p.codes[i]});
   if (p.n == 0 || p.k == 0) return;
-  const Search search = {temperatures, sweeps, refit, static_cast<uint64_t>(seed), thresholds()};
+  const Search search = {temperatures, sweeps, spins, scales, static_cast<uint64_t>(seed), thresholds()};
   const int64_t room = p.bits * p.group_size * kL;
   for_tiles(p, p.group_size, Arena::rounded(room, 4) * 2, [&](Tile* tiles, int64_t count, int64_t first, Arena& arena) {
-    float *spins = arena.take<float>(room), *fields = arena.take<float>(room);
+    float *signs = arena.take<float>(room), *fields = arena.take<float>(room);
     begin_fields(p, tiles, count);
     for (int64_t sweep = 0; sweep < sweeps; ++sweep)
-      if (!sweep_tiles(p, search, sweep, tiles, count, first, spins, fields)) break;
+      if (!sweep_tiles(p, search, sweep, tiles, count, first, signs, fields)) break;
     for (int64_t t = 0; t < count; ++t) store(tiles[t], p, first + t, true);
   });
 }

@@ -89,10 +89,11 @@ void ising_start(const View& weight, const View& factor, const View& order, cons
                  const View& codes);
 
 // One sweep over all weights per temperature: 0 is coordinate descent over levels, above it Metropolis annealing at
-// that many times E / K of the row's energy at the start; after each group, with `refit`, its scales by least squares,
-// rounded to float16 and kept if the energy falls. A tile that no longer improves ends early. alpha and codes are
-// changed in place.
+// that many times E / K of the row's energy at the start; after each group its scales by least squares, rounded to
+// float16 and kept if the energy falls. spins, scales: which of the two may change. A tile that gains less than a
+// thousandth of its energy in a sweep ends early, unless it is to be heated again. alpha and codes are changed in
+// place.
 void ising_descend(const View& weight, const View& moments, const View& codes, const View& alpha, int64_t group_size,
-                   const double* temperatures, int64_t sweeps, bool refit, int64_t seed);
+                   const double* temperatures, int64_t sweeps, bool spins, bool scales, int64_t seed);
 
 }  // namespace bigmodel

@@ -129,7 +129,7 @@ OPS: dict[str, tuple[str, Callable[..., None], Callable[..., Any]]] = {
     ),
     "ising_descend": (
         "(Tensor weight, Tensor moments, Tensor codes, Tensor alpha, int group_size, float[] temperatures,"
-        " bool refit, int seed) -> (Tensor codes, Tensor alpha)",
+        " bool spins, bool scales, int seed) -> (Tensor codes, Tensor alpha)",
         checks.check_ising_descend,
         lambda weight, moments, codes, alpha, *_: (
             codes.new_empty(codes.shape),

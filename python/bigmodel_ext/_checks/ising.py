@@ -41,7 +41,8 @@ def check_ising_descend(
     alpha: Tensor,
     group_size: int,
     temperatures: list[float],
-    refit: bool,
+    spins: bool,
+    scales: bool,
     seed: int,
 ) -> None:
     _check_problem(weight, "moments", moments, alpha, group_size)

@@ -119,21 +119,22 @@ def ising_descend(
     alpha: Tensor,
     group_size: int,
     temperatures: list[float],
-    refit: bool,
+    spins: bool,
+    scales: bool,
     seed: int,
 ) -> tuple[Tensor, Tensor]:
-    check_ising_descend(weight, moments, codes, alpha, group_size, temperatures, refit, seed)
+    check_ising_descend(weight, moments, codes, alpha, group_size, temperatures, spins, scales, seed)
     _check_diagonal("moments", moments)
     require(not bool((codes >> alpha.shape[2]).any()), lambda: f"codes must be below 2^{alpha.shape[2]}")
     state = _State(weight, moments, codes, alpha, group_size)
     k, energy = weight.shape[1], state.energy().clamp_min(0)
     for sweep, heat in enumerate(temperatures):
         for begin in range(0, k, group_size):
-            for i in range(begin, min(begin + group_size, k)):
+            for i in range(begin, min(begin + group_size, k) if spins else begin):
                 if heat > 0:
                     state.anneal(i, heat * energy / k, seed, sweep)
                 else:
                     state.descend(i)
-            if refit:
+            if scales:
                 state.refit(begin)
     return state.codes.to(torch.uint8), state.alpha.half()

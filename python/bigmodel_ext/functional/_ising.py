@@ -62,7 +62,8 @@ def ising_descend(
     *,
     group_size: int,
     temperatures: Sequence[float] = (0.0,),
-    refit: bool = True,
+    spins: bool = True,
+    scales: bool = True,
     seed: int = 0,
 ) -> tuple[Tensor, Tensor]:
     """Better codes and scales: one sweep over all weights for each temperature, of each row by itself.
@@ -70,14 +71,15 @@ def ising_descend(
     At temperature 0 each weight in turn takes the level that lowers ``E = (v - w)^T H (v - w)`` most, the others kept
     (coordinate descent): E never rises. At t > 0 it is offered one other level, drawn at random, and takes it if E
     rises by less than ``-ln(u) t E_0 / K``, u uniform, E_0 the row's energy at the call (Metropolis; Kirkpatrick et
-    al., "Optimization by simulated annealing", 1983). With `refit` the scales of each group are then set by least
-    squares, rounded to float16, where that lowers E.
+    al., "Optimization by simulated annealing", 1983). The scales of each group are then set by least squares, rounded to
+    float16, where that lowers E. Without heat to come, rows that gain less than a thousandth by a sweep may end early.
 
     Args:
         weight: float32 [N,K].
         moments: H, float32 [K,K], symmetric, positive definite (``X^T X / M`` and some of the identity).
         codes: uint8 [N,K]; see :func:`ising_decode`.
         alpha: float16 [N, ceil(K / group_size), bits], bits in 1..4.
+        spins, scales: which of the two may change.
         seed: of the draws; row n, input k and the sweep's number say which are used.
 
     Returns:
@@ -88,6 +90,6 @@ def ising_descend(
             2^bits or more, or moments has no positive diagonal.
     """
     found: tuple[Tensor, Tensor] = call(
-        _ising_descend, weight, moments, codes, alpha, group_size, list(temperatures), refit, seed
+        _ising_descend, weight, moments, codes, alpha, group_size, list(temperatures), spins, scales, seed
     )
     return found

@@ -21,10 +21,11 @@ def ising_descend(
     alpha: Tensor,
     group_size: int,
     temperatures: list[float],
-    refit: bool,
+    spins: bool,
+    scales: bool,
     seed: int,
 ) -> tuple[Tensor, Tensor]:
     codes = codes.clone(memory_format=torch.contiguous_format)
     alpha = alpha.clone(memory_format=torch.contiguous_format)
-    _native.ising_descend(weight, moments, codes, alpha, group_size, temperatures, refit, seed)
+    _native.ising_descend(weight, moments, codes, alpha, group_size, temperatures, spins, scales, seed)
     return codes, alpha
