@@ -61,6 +61,12 @@ OPS: dict[str, tuple[str, Callable[..., None], Callable[..., Any]]] = {
         checks.check_int8_linear,
         lambda x, weight, weight_scale, *_: _rows(x, weight_scale.shape[0]),
     ),
+    "binary_coded_linear": (
+        "(Tensor x, Tensor packed, Tensor scales, Tensor? bias, SymInt out_features, int group_size,"
+        " str activation='none') -> Tensor",
+        checks.check_binary_coded_linear,
+        lambda x, packed, scales, bias, out_features, *_: _rows(x, out_features),
+    ),
     "int8_conv2d": (
         f"(Tensor x, Tensor weight, Tensor weight_scale, Tensor? bias, {_WINDOW}) -> Tensor",
         checks.check_int8_conv2d,

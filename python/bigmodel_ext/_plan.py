@@ -15,6 +15,7 @@ from bigmodel_ext._plan_schema import Entry, check, require
 from bigmodel_ext._surgery import Changes, Place, Survey, device_of, without_bias
 from bigmodel_ext.nn import (
     Absorbed,
+    BinaryCodedLinear,
     BlockSparseLinear,
     FusedDropout,
     Int8Conv2d,
@@ -33,6 +34,7 @@ _CLASSES: dict[str, type[Compressed]] = {
     "int8_conv2d": Int8Conv2d,
     "sparse_conv2d": SparseConv2d,
     "int8_linear": Int8Linear,
+    "binary_coded_linear": BinaryCodedLinear,
     "sparse_linear": SparseLinear,
     "int8_sparse_linear": Int8SparseLinear,
     "block_sparse_linear": BlockSparseLinear,
@@ -85,7 +87,9 @@ def _shape_of(module: Compressed) -> Entry:
     entry["bias"] = module.bias is not None
     if isinstance(module, Activated) and module.activation != "none":
         entry["activation"] = module.activation
-    if isinstance(module, BlockSparseLinear):
+    if isinstance(module, BinaryCodedLinear):
+        entry |= {"bits": module.bits, "group_size": module.group_size}
+    elif isinstance(module, BlockSparseLinear):
         entry["blocksize"] = module.blocksize
     elif isinstance(module, Pattern):
         entry["panel"] = module.panel
@@ -192,6 +196,8 @@ def _linear(survey: Survey, place: Place, entry: Entry) -> nn.Module:
         layer: nn.Module = _blocks(entry, placed)
     elif cls in (SparseLinear, Int8SparseLinear):
         layer = _sparse(cls, entry, placed)
+    elif cls is BinaryCodedLinear:
+        layer = _binary_coded(entry, placed)
     else:
         layer = cls(k, n, entry["bias"], **placed)
     if isinstance(layer, Activated):
@@ -223,6 +229,14 @@ def _blocks(entry: Entry, placed: dict[str, Any]) -> nn.Module:
     most = -(-n // size) * -(-k // size)
     require(stored <= most, f"{entry['fqn']!r}: at most {most} blocks can be stored, got {stored}")
     return _resized(BlockSparseLinear(k, n, entry["bias"], **placed, blocksize=size), entry)
+
+
+def _binary_coded(entry: Entry, placed: dict[str, Any]) -> nn.Module:
+    n, k, code = entry["out_features"], entry["in_features"], {name: entry[name] for name in ("bits", "group_size")}
+    try:
+        return BinaryCodedLinear(k, n, entry["bias"], **placed, **code)
+    except ValueError as error:
+        raise ValueError(f"{entry['fqn']!r}: {error}") from error
 
 
 def _without_bias(survey: Survey, place: Place, entry: Entry) -> nn.Module:

@@ -14,6 +14,7 @@ _FIELDS: dict[str, dict[str, Any]] = {
     "int8_conv2d": _CONV,
     "sparse_conv2d": {**_CONV, "panel": int, "stored": int},
     "int8_linear": _LINEAR,
+    "binary_coded_linear": {**_LINEAR, "bits": int, "group_size": int},
     "sparse_linear": _SPARSE,
     "int8_sparse_linear": _SPARSE,
     "block_sparse_linear": {**_LINEAR, "blocksize": int, "stored": int},
@@ -23,7 +24,12 @@ _FIELDS: dict[str, dict[str, Any]] = {
     "fused_dropout": {"p": float, "activation": str, "num_features": (int, type(None)), "dtype": (str, type(None))},
     "fused_block": {"chains": list},
 }
-_ACTIVATED = ("int8_linear", "sparse_linear", "int8_sparse_linear")  # these may also have an activation
+_ACTIVATED = (
+    "int8_linear",
+    "binary_coded_linear",
+    "sparse_linear",
+    "int8_sparse_linear",
+)  # these may also have an activation
 _CHAIN = {
     "dropout": str,
     "activation": str,

@@ -1,5 +1,12 @@
 """Every op in plain PyTorch: what runs where no kernel does, and what kernels are tested against. Clear, not fast."""
 
+from bigmodel_ext._reference.binary_coded import binary_alpha as binary_alpha
+from bigmodel_ext._reference.binary_coded import binary_byte_places as binary_byte_places
+from bigmodel_ext._reference.binary_coded import binary_coded_linear as binary_coded_linear
+from bigmodel_ext._reference.binary_coded import binary_decode as binary_decode
+from bigmodel_ext._reference.binary_coded import binary_scales as binary_scales
+from bigmodel_ext._reference.binary_coded import binary_signs as binary_signs
+from bigmodel_ext._reference.binary_coded import binary_spins as binary_spins
 from bigmodel_ext._reference.blocks import block_rows as block_rows
 from bigmodel_ext._reference.blocks import block_sparse_linear as block_sparse_linear
 from bigmodel_ext._reference.blocks import block_sparse_linear_grad_input as block_sparse_linear_grad_input
