@@ -87,6 +87,8 @@ def _shape_of(module: Compressed) -> Entry:
     entry["bias"] = module.bias is not None
     if isinstance(module, Activated) and module.activation != "none":
         entry["activation"] = module.activation
+    if isinstance(module, Int8Linear) and module.input_scale is not None:
+        entry["static_input"] = True
     if isinstance(module, BinaryCodedLinear):
         entry |= {"bits": module.bits, "group_size": module.group_size}
     elif isinstance(module, BlockSparseLinear):
@@ -198,6 +200,8 @@ def _linear(survey: Survey, place: Place, entry: Entry) -> nn.Module:
         layer = _sparse(cls, entry, placed)
     elif cls is BinaryCodedLinear:
         layer = _binary_coded(entry, placed)
+    elif cls is Int8Linear:
+        layer = Int8Linear(k, n, entry["bias"], **placed, static_input=entry.get("static_input", False))
     else:
         layer = cls(k, n, entry["bias"], **placed)
     if isinstance(layer, Activated):

@@ -59,6 +59,8 @@ def check(entry: Any) -> None:
     fields = {"fqn": str, "kind": str, **_FIELDS[str(kind)]}
     if kind in _ACTIVATED and "activation" in entry:
         fields["activation"] = str
+    if kind == "int8_linear" and "static_input" in entry:
+        fields["static_input"] = bool
     _check_fields(entry, fields, f"plan entry {entry.get('fqn')!r}")
     for chain in entry.get("chains", ()):
         _check_fields(chain, _CHAIN, f"a chain of {entry['fqn']!r}")
