@@ -71,8 +71,8 @@ def ising_descend(
     At temperature 0 each weight in turn takes the level that lowers ``E = (v - w)^T H (v - w)`` most, the others kept
     (coordinate descent): E never rises. At t > 0 it is offered one other level, drawn at random, and takes it if E
     rises by less than ``-ln(u) t E_0 / K``, u uniform, E_0 the row's energy at the call (Metropolis; Kirkpatrick et
-    al., "Optimization by simulated annealing", 1983). The scales of each group are then set by least squares, rounded to
-    float16, where that lowers E. Without heat to come, rows that gain less than a thousandth by a sweep may end early.
+    al., "Optimization by simulated annealing", 1983). The scales of each group are then set by least squares, rounded
+    to float16, where that lowers E. Without heat to come, rows that gain less than a thousandth in a sweep may end.
 
     Args:
         weight: float32 [N,K].

@@ -9,6 +9,7 @@ from bigmodel_ext.compress.quantize._report import Report as Report
 from bigmodel_ext.compress.quantize.aware import convert as convert
 from bigmodel_ext.compress.quantize.aware import prepare as prepare
 from bigmodel_ext.compress.quantize.aware import prepared as prepared
+from bigmodel_ext.compress.quantize.hamiltonian import HamiltonianConfig as HamiltonianConfig
 from bigmodel_ext.compress.quantize.static import (
     Int8StaticActivationInt8WeightConfig as Int8StaticActivationInt8WeightConfig,
 )

@@ -2,7 +2,8 @@
 
 The energy of ``v ~ w`` is ``E = sum over rows of (v - w)^T H (v - w)``, H = X^T X / M + damping * mean(diag) * I: what
 the layer's output changes by on the calibration inputs X (an Ising energy: quadratic in the spins, with couplings
-``alpha_b alpha_c H_kl`` and fields ``-alpha_b (H w)_k``). Every stage keeps of each row what is better, so E never rises.
+``alpha_b alpha_c H_kl`` and fields ``-alpha_b (H w)_k``). Every stage keeps the better of each row: E never
+rises.
 """
 
 from __future__ import annotations
@@ -91,8 +92,9 @@ class Problem:
         codes = F.ising_start(self.weight, self.factor, self.order, alpha, group_size=self.group_size)
         return codes, alpha
 
-    def descend(self, state: tuple[Tensor, Tensor], heats: tuple[float, ...], seed: int = 0, spins: bool = True) \
-            -> tuple[Tensor, Tensor]:
+    def descend(
+        self, state: tuple[Tensor, Tensor], heats: tuple[float, ...], seed: int = 0, spins: bool = True
+    ) -> tuple[Tensor, Tensor]:
         return F.ising_descend(
             self.weight, self.moments, *state, group_size=self.group_size, temperatures=heats, spins=spins, seed=seed
         )
