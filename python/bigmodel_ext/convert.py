@@ -38,7 +38,7 @@ from bigmodel_ext._configs import (
 from bigmodel_ext._epilogue import fuse_activation_
 from bigmodel_ext._explain import Explanation, LayerReport, explain
 from bigmodel_ext._fuse import fuse_dropout_
-from bigmodel_ext._masks import block_mask, magnitude_mask, square_block_mask, two_four_mask
+from bigmodel_ext._masks import block_mask, largest_mask, magnitude_mask, square_block_mask, two_four_mask
 from bigmodel_ext._surgery import COMPRESSED, KEPT, Changes, Survey, device_of
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -206,6 +206,7 @@ __all__ = [
     "explain",
     "fuse_activation_",
     "fuse_dropout_",
+    "largest_mask",
     "magnitude_mask",
     "quantize_",
     "reclass_",

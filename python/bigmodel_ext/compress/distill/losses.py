@@ -10,12 +10,12 @@ from torch.nn import functional as F
 
 
 def distillation_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
-    """``T^2 * mean_batch KL(softmax(t / T) || softmax(s / T))`` (Hinton, Vinyals & Dean 2015).
+    """``T^2 * mean KL(softmax(t / T) || softmax(s / T))`` over all but the last dimension (Hinton et al. 2015).
 
     T^2 keeps the gradient's size: it would shrink as 1 / T^2 otherwise.
 
     Args:
-        student_logits, teacher_logits: [B, classes].
+        student_logits, teacher_logits: [B, classes], or [B, T, classes].
         temperature: T > 0; high ones bring out how the teacher ranks the wrong classes.
 
     Raises:
@@ -26,8 +26,8 @@ def distillation_loss(student_logits: Tensor, teacher_logits: Tensor, temperatur
     if student_logits.shape != teacher_logits.shape:
         shapes = f"{list(student_logits.shape)} and {list(teacher_logits.shape)}"
         raise ValueError(f"student_logits and teacher_logits must have one shape, got {shapes}")
-    student = F.log_softmax(student_logits / temperature, dim=-1)
-    teacher = F.log_softmax(teacher_logits / temperature, dim=-1)
+    student = F.log_softmax(student_logits.flatten(0, -2) / temperature, dim=-1)
+    teacher = F.log_softmax(teacher_logits.flatten(0, -2) / temperature, dim=-1)
     return temperature**2 * F.kl_div(student, teacher, reduction="batchmean", log_target=True)
 
 
@@ -66,5 +66,5 @@ class Distillation:
                 teacher_logits = self.teacher(inputs)
             logits, extra = model(inputs), torch.zeros(())
         soft = distillation_loss(logits, teacher_logits, self.temperature)
-        hard = F.cross_entropy(logits, targets)
+        hard = F.cross_entropy(logits.flatten(0, -2), targets.flatten())
         return self.soft_weight * soft + (1 - self.soft_weight) * hard + extra
