@@ -41,12 +41,14 @@ def hqq(weight: Tensor, bits: int, group_size: int) -> Tensor:
     return decoded.view(weight.shape).float()
 
 
-def gptq(weight: Tensor, moments: Tensor, bits: int, group_size: int, by_diagonal: bool = False) -> Tensor:
-    """Frantar et al. 2022, damping 1 %: inputs in turn, each one's error made up for by those not yet coded. A group's
+def gptq(
+    weight: Tensor, moments: Tensor, bits: int, group_size: int, damping: float = 0.01, by_diagonal: bool = False
+) -> Tensor:
+    """Frantar et al. 2022: inputs in turn, each one's error made up for by those not yet coded. A group's
     grid is that of its weights when its turn comes; by_diagonal: inputs with the largest moments first ("act order"),
     the grids those of the given weights."""
     k = weight.shape[1]
-    wide = moments.double() + 0.01 * moments.diagonal().double().mean() * torch.eye(k, dtype=torch.float64)
+    wide = moments.double() + damping * moments.diagonal().double().mean() * torch.eye(k, dtype=torch.float64)
     order = wide.diagonal().argsort(descending=True) if by_diagonal else torch.arange(k)
     grids = [grid(weight[:, i : i + group_size], bits) for i in range(0, k, group_size)]
     inverse = torch.linalg.inv(wide[order][:, order])

@@ -53,7 +53,7 @@ class HamiltonianConfig(WeightConfig):
     sweeps: int = 20
     steps: int = 50
     restarts: int = 1
-    damping: float = 0.01
+    damping: float = 0.003
     sequential: bool = False
     seed: int = 0
 
