@@ -33,5 +33,5 @@ for bits in (1, 2, 3, 4):
     figures = report["blocks.0.fc1"].figures
     print(
         f"{figures['bits/weight']:.2f} bits a weight: accuracy {accuracy(coded, data.test):.1%}, coded without data "
-        f"{accuracy(plain, data.test):.1%}; energy of fc1 {figures['energy nearest']:.3f} -> {figures['energy descent']:.3f}"
+        f"{accuracy(plain, data.test):.1%}; energy {figures['energy nearest']:.3f} -> {figures['energy descent']:.3f}"
     )

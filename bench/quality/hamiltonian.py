@@ -35,13 +35,14 @@ Weights = dict[str, Tensor]
 
 @dataclass
 class Case:
-    """layers by name with their moments and held out inputs; `loss` of the model with other weights, if it has one."""
+    """Layers by name with their moments and held out inputs; `logits` of their model with other weights, if any."""
 
     name: str
     layers: dict[str, nn.Linear]
     moments: dict[str, Tensor]
     inputs: dict[str, Tensor]
-    loss: Callable[[Weights], float] | None = None
+    logits: Callable[[Weights], Tensor] | None = None
+    targets: Tensor | None = None
 
     def kinds(self) -> dict[str, list[str]]:
         found: dict[str, list[str]] = {}
@@ -63,14 +64,17 @@ def _of_model(name: str, model: nn.Module, calibration: Tensor, held_out: Tensor
     inputs: dict[str, Tensor] = {}
     observe(model, lambda m: m(held_out), layers, lambda fqn, layer, x, y: inputs.update({fqn: rows_of(layer, x)}))
 
-    def loss(weights: Weights) -> float:
+    def logits(weights: Weights) -> Tensor:
         other = copy.deepcopy(model)
         for fqn, weight in weights.items():
             other.get_submodule(fqn).weight.copy_(weight)  # type: ignore[operator,union-attr]
-        return float(F.cross_entropy(other.eval()(held_out).flatten(0, -2), targets.flatten()))
+        found: Tensor = other.eval()(held_out)
+        return found.flatten(0, -2)
 
     linears = {fqn: layer for fqn, layer in layers.items() if isinstance(layer, nn.Linear)}
-    return Case(name, linears, second_moments(model, lambda m: m(calibration), layers), inputs, loss)
+    return Case(
+        name, linears, second_moments(model, lambda m: m(calibration), layers), inputs, logits, targets.flatten()
+    )
 
 
 def _digits() -> Case:
@@ -165,9 +169,18 @@ def _rows(case: Case, bits: int) -> Iterator[Row]:
             assert count(k) >= bits + _overhead(k, bits), f"{peer} has {count(k)} bits, we {bits + _overhead(k, bits)}"
             theirs = case.error(weights, names)
             yield Row(title, "output error", case.error(ours, names), f"{peer} ({count(k):.3g})", theirs)
-    if case.loss is None:
+    if case.logits is None or case.targets is None:
         return
-    dense = case.loss({})
+    dense, own, title = case.logits({}), case.logits(ours), f"{case.name}, {bits} bits"
     for peer, weights, _ in peers:
-        title = f"{case.name}, {bits} bits"
-        yield Row(title, "loss increase, nats", case.loss(ours) - dense, peer, case.loss(weights) - dense)
+        theirs_too = case.logits(weights)
+        yield Row(title, "KL from float32's answers, nats", _kl(dense, own), peer, _kl(dense, theirs_too))
+        yield Row(title, "loss, nats", _loss(own, case.targets), peer, _loss(theirs_too, case.targets))
+
+
+def _kl(dense: Tensor, other: Tensor) -> float:
+    return float(F.kl_div(other.log_softmax(-1), dense.log_softmax(-1), log_target=True, reduction="batchmean"))
+
+
+def _loss(logits: Tensor, targets: Tensor) -> float:
+    return float(F.cross_entropy(logits, targets))

@@ -18,7 +18,7 @@ from bigmodel_ext.nn import BinaryCodedLinear
 
 _BETTER = 1 - 1e-5  # of a row's energy: less is within what rounding can feign
 _SCALE_SWEEPS = 4  # over the groups, each solved exactly with the others kept: near the joint least squares
-_CLIPS = torch.linspace(1.0, 0.4, 13).tolist()  # of a group's largest magnitude: where an even grid may end
+_CLIPS = tuple(1.0 - 0.05 * i for i in range(13))  # of a group's largest magnitude: where an even grid may end
 _ROWS = 256  # worked on at a time where float64 copies are made
 
 
@@ -110,14 +110,14 @@ def alternating(linear: nn.Linear, bits: int, group_size: int) -> tuple[Tensor, 
     return codes, layer.alpha
 
 
-def even_scales(weight: Tensor, bits: int, group_size: int) -> Tensor:
-    """float16 [N, ceil(K / group_size), bits]: ``step / 2 * 2^b``, whose sums are an even grid about 0, with the step
-    among some that is best for each group."""
+def even_scales(weight: Tensor, bits: int, group_size: int, clips: tuple[float, ...] = _CLIPS) -> Tensor:
+    """float16 [N, ceil(K / group_size), bits]: ``step / 2 * 2^b``, whose sums are an even grid about 0 that ends at one
+    of the clips times a group's largest magnitude, the one that leaves least of that group's error."""
     n, k = weight.shape
     groups = nn.functional.pad(weight.float(), (0, -k % group_size)).view(n, -1, group_size)
     top, largest = (1 << bits) - 1, groups.abs().amax(-1, keepdim=True)
     best = steps = torch.zeros_like(largest)
-    for i, clip in enumerate(_CLIPS):
+    for i, clip in enumerate(clips):
         step = (largest * (2 * clip / top)).clamp_min(torch.finfo(torch.float16).tiny)
         level = ((groups / step + top / 2).round().clamp(0, top) - top / 2) * step
         error = (level - groups).square().sum(-1, keepdim=True)
@@ -137,14 +137,20 @@ def _keep(problem: Problem, state: State, found: tuple[Tensor, Tensor], stage: s
 def search(problem: Problem, linear: nn.Linear, bits: int, schedule: Schedule) -> State:
     """Spins and scales of a layer's weight. The stages, by their names in `State.energies`:
 
-    nearest: the code that knows no data; start: one input after the other, making up for the errors of those before
-    (from two sets of scales); scales: least squares, spins kept; descent: spins one by one and scales by turns until
-    little is gained, and again from a start with the scales so found; annealing, if the schedule has any.
+    nearest: the code that knows no data; start: one input after the other, making up for the errors of those before,
+    from three sets of scales: those of the first stage, even grids that fit the weights best, and even grids that
+    cover them all, which leave room to make up for errors where few inputs matter much; scales: least squares, spins
+    kept; descent: spins one by one and scales by turns until little is gained, and again from a start with the scales
+    so found; annealing, if the schedule has any.
     """
     codes, alpha = alternating(linear, bits, problem.group_size)
     state = State(codes, alpha, torch.full(codes.shape[:1], torch.inf, dtype=torch.float64, device=codes.device))
     _keep(problem, state, (codes.clone(), alpha.clone()), "nearest")
-    for scales in (alpha.clone(), even_scales(problem.weight, bits, problem.group_size)):
+    begun = [
+        alpha.clone(),
+        *(even_scales(problem.weight, bits, problem.group_size, clips) for clips in (_CLIPS, (1.0,))),
+    ]
+    for scales in begun:
         _keep(problem, state, problem.start(scales), "start")
     still = (0.0,) * _SCALE_SWEEPS
     _keep(problem, state, problem.descend((state.codes, state.alpha), still, spins=False), "scales")
