@@ -16,6 +16,7 @@ from bigmodel_ext._pruned import surgery_plan
 from bigmodel_ext._surgery import Changes, Place, Survey, device_of, without_bias
 from bigmodel_ext.nn import (
     Absorbed,
+    BinaryCodedLinear,
     BlockSparseLinear,
     FusedDropout,
     Int8Conv2d,
@@ -36,6 +37,7 @@ _CLASSES: dict[str, type[Compressed]] = {
     "sparse_conv2d": SparseConv2d,
     "int8_linear": Int8Linear,
     "int8_weight_only_linear": Int8WeightOnlyLinear,
+    "binary_coded_linear": BinaryCodedLinear,
     "sparse_linear": SparseLinear,
     "int8_sparse_linear": Int8SparseLinear,
     "block_sparse_linear": BlockSparseLinear,
@@ -91,7 +93,9 @@ def _shape_of(module: Compressed) -> Entry:
         entry["activation"] = module.activation
     if isinstance(module, Int8Linear) and module.input_scale is not None:
         entry["static_input"] = True
-    if isinstance(module, BlockSparseLinear):
+    if isinstance(module, BinaryCodedLinear):
+        entry |= {"bits": module.bits, "group_size": module.group_size}
+    elif isinstance(module, BlockSparseLinear):
         entry["blocksize"] = module.blocksize
     elif isinstance(module, Pattern):
         entry["panel"] = module.panel
@@ -201,6 +205,8 @@ def _linear(survey: Survey, place: Place, entry: Entry) -> nn.Module:
         layer: nn.Module = _blocks(entry, placed)
     elif cls in (SparseLinear, Int8SparseLinear):
         layer = _sparse(cls, entry, placed)
+    elif cls is BinaryCodedLinear:
+        layer = _binary_coded(entry, placed)
     elif cls is Int8Linear:
         layer = Int8Linear(k, n, entry["bias"], **placed, static_input=entry.get("static_input", False))
     else:
@@ -234,6 +240,14 @@ def _blocks(entry: Entry, placed: dict[str, Any]) -> nn.Module:
     most = -(-n // size) * -(-k // size)
     require(stored <= most, f"{entry['fqn']!r}: at most {most} blocks can be stored, got {stored}")
     return _resized(BlockSparseLinear(k, n, entry["bias"], **placed, blocksize=size), entry)
+
+
+def _binary_coded(entry: Entry, placed: dict[str, Any]) -> nn.Module:
+    n, k, code = entry["out_features"], entry["in_features"], {name: entry[name] for name in ("bits", "group_size")}
+    try:
+        return BinaryCodedLinear(k, n, entry["bias"], **placed, **code)
+    except ValueError as error:
+        raise ValueError(f"{entry['fqn']!r}: {error}") from error
 
 
 def _without_bias(survey: Survey, place: Place, entry: Entry) -> nn.Module:

@@ -15,6 +15,7 @@ _FIELDS: dict[str, dict[str, Any]] = {
     "sparse_conv2d": {**_CONV, "panel": int, "stored": int},
     "int8_linear": _LINEAR,
     "int8_weight_only_linear": _LINEAR,
+    "binary_coded_linear": {**_LINEAR, "bits": int, "group_size": int},
     "sparse_linear": _SPARSE,
     "int8_sparse_linear": _SPARSE,
     "block_sparse_linear": {**_LINEAR, "blocksize": int, "stored": int},
@@ -26,7 +27,7 @@ _FIELDS: dict[str, dict[str, Any]] = {
     "pruned": {"tensors": dict, "attributes": dict},
 }
 # These may also have an activation.
-_ACTIVATED = ("int8_linear", "int8_weight_only_linear", "sparse_linear", "int8_sparse_linear")
+_ACTIVATED = ("binary_coded_linear", "int8_linear", "int8_weight_only_linear", "sparse_linear", "int8_sparse_linear")
 _CHAIN = {
     "dropout": str,
     "activation": str,
