@@ -24,6 +24,7 @@ _FIELDS: dict[str, dict[str, Any]] = {
     "fused_block": {"chains": list},
 }
 _ACTIVATED = ("int8_linear", "sparse_linear", "int8_sparse_linear")  # these may also have an activation
+_CODED = ("int8_conv2d", "int8_linear", "int8_sparse_linear")  # these may have a coding
 _CHAIN = {
     "dropout": str,
     "activation": str,
@@ -53,6 +54,8 @@ def check(entry: Any) -> None:
     fields = {"fqn": str, "kind": str, **_FIELDS[str(kind)]}
     if kind in _ACTIVATED and "activation" in entry:
         fields["activation"] = str
+    if kind in _CODED and "coding" in entry:
+        fields["coding"] = str
     _check_fields(entry, fields, f"plan entry {entry.get('fqn')!r}")
     for chain in entry.get("chains", ()):
         _check_fields(chain, _CHAIN, f"a chain of {entry['fqn']!r}")
