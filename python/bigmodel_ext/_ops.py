@@ -57,7 +57,8 @@ OPS: dict[str, tuple[str, Callable[..., None], Callable[..., Any]]] = {
         lambda a, b: _rows(a, b.shape[0], torch.int32),
     ),
     "int8_linear": (
-        "(Tensor x, Tensor weight, Tensor weight_scale, Tensor? bias, str activation='none') -> Tensor",
+        "(Tensor x, Tensor weight, Tensor weight_scale, Tensor? bias, str activation='none', Tensor? input_scale=None)"
+        " -> Tensor",
         checks.check_int8_linear,
         lambda x, weight, weight_scale, *_: _rows(x, weight_scale.shape[0]),
     ),

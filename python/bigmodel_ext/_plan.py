@@ -85,8 +85,13 @@ def _shape_of(module: Compressed) -> Entry:
     entry["bias"] = module.bias is not None
     if isinstance(module, Activated) and module.activation != "none":
         entry["activation"] = module.activation
+<<<<<<< HEAD
     if module.coding != "none":
         entry["coding"] = module.coding
+=======
+    if isinstance(module, Int8Linear) and module.input_scale is not None:
+        entry["static_input"] = True
+>>>>>>> int8q
     if isinstance(module, BlockSparseLinear):
         entry["blocksize"] = module.blocksize
     elif isinstance(module, Pattern):
@@ -201,6 +206,8 @@ def _linear(survey: Survey, place: Place, entry: Entry) -> nn.Module:
         layer: Compressed = _blocks(entry, placed)
     elif cls in (SparseLinear, Int8SparseLinear):
         layer = _sparse(cls, entry, placed)
+    elif cls is Int8Linear:
+        layer = Int8Linear(k, n, entry["bias"], **placed, static_input=entry.get("static_input", False))
     else:
         layer = cls(k, n, entry["bias"], **placed)
     if isinstance(layer, Activated):

@@ -56,6 +56,8 @@ def check(entry: Any) -> None:
         fields["activation"] = str
     if kind in _CODED and "coding" in entry:
         fields["coding"] = str
+    if kind == "int8_linear" and "static_input" in entry:
+        fields["static_input"] = bool
     _check_fields(entry, fields, f"plan entry {entry.get('fqn')!r}")
     for chain in entry.get("chains", ()):
         _check_fields(chain, _CHAIN, f"a chain of {entry['fqn']!r}")

@@ -41,7 +41,12 @@ def check_int8_mm(a: Tensor, b: Tensor) -> None:
 
 
 def check_int8_linear(
-    x: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | None, activation: str = "none"
+    x: Tensor,
+    weight: Tensor,
+    weight_scale: Tensor,
+    bias: Tensor | None,
+    activation: str = "none",
+    input_scale: Tensor | None = None,
 ) -> None:
     require_activation(activation)
     require_dtype("x", x, *FLOATS)
@@ -55,4 +60,7 @@ def check_int8_linear(
     else:
         require_shape("weight", weight, n, k)
     require_bias(bias, n)
+    if input_scale is not None:
+        require_dtype("input_scale", input_scale, torch.float32)
+        require_shape("input_scale", input_scale)
     require_k(k)

@@ -54,6 +54,7 @@ def int8_linear(
     *,
     activation: str | None = None,
     in_features: int | None = None,
+    input_scale: Tensor | None = None,
 ) -> Tensor:
     """A linear layer with int8 weights and activations quantized per row on the fly:
 
@@ -61,7 +62,12 @@ def int8_linear(
     :func:`quantize_rows`; the sum is exact in int32, the rest is float32, rounded once to x's dtype. The activation is
     computed while the results are in the first-level cache, with the accuracy it has in :func:`fused_dropout`.
 
-    Differentiable in x and bias (rounding counts as the identity: ``dx = (dy * weight_scale) @ weight_q``). With an
+    With an `input_scale` s (static quantization) nothing is looked for in x: ``scale[m] = s`` and
+    ``q = round_half_even(min(max(x * (1 / s), -127), 127))``. A row of x with NaN or an infinity still yields NaN;
+    s below 2^-119 counts as 0, where all of q is 0; a negative, infinite or NaN s makes everything NaN.
+
+    Differentiable in x and bias (rounding counts as the identity: ``dx = (dy * weight_scale) @ weight_q``, and 0
+    where an `input_scale` lets x saturate). With an
     activation the backward pass keeps x, computes the product once more for the activation's slope, and can't be
     differentiated in turn.
 
@@ -74,6 +80,7 @@ def int8_linear(
             "none": the identity.
         in_features: K. A packed weight knows it only rounded up: given here, an x of another K is refused, which
             otherwise may pass, its surplus ignored and its lack taken for zeros.
+        input_scale: float32, 0-d; None: each row's own.
 
     Returns:
         [..., N] in x's dtype.
@@ -84,6 +91,8 @@ def int8_linear(
     """
     if in_features is not None:
         require_features(x, in_features)
+    if input_scale is not None:
+        return call(_int8_linear, x, weight_q, weight_scale, bias, activation or "none", input_scale)
     if activation is None:  # one argument more costs 2 % of a small call
         return call(_int8_linear, x, weight_q, weight_scale, bias)
     return call(_int8_linear, x, weight_q, weight_scale, bias, activation)

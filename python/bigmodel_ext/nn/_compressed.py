@@ -95,7 +95,7 @@ class Compressed(nn.Module):
 class PackedInt8(Compressed):
     """Holds int8 weights packed for the kernel; the state dict has them as ``weight_q``, as they are written."""
 
-    float_buffers = ("weight_scale",)
+    float_buffers: tuple[str, ...] = ("weight_scale",)
     codable = ("weight_q", "weight_scale")
     packed: Tensor
     weight_scale: Tensor
