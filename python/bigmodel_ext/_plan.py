@@ -85,13 +85,10 @@ def _shape_of(module: Compressed) -> Entry:
     entry["bias"] = module.bias is not None
     if isinstance(module, Activated) and module.activation != "none":
         entry["activation"] = module.activation
-<<<<<<< HEAD
     if module.coding != "none":
         entry["coding"] = module.coding
-=======
     if isinstance(module, Int8Linear) and module.input_scale is not None:
         entry["static_input"] = True
->>>>>>> int8q
     if isinstance(module, BlockSparseLinear):
         entry["blocksize"] = module.blocksize
     elif isinstance(module, Pattern):
