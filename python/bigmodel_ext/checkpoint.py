@@ -169,7 +169,8 @@ def _manifest(metadata: dict[str, str] | None) -> dict[str, Any]:
 
 
 def _decode(stored: dict[str, Tensor], entries: dict[str, Any], room: int) -> None:
-    """Exchange streams for the tensors coded in them, each of at most `room` elements."""
+    """Exchange streams for the tensors coded in them, together of at most `room` elements: a stream of a few bytes may
+    stand for any number."""
     for key, entry in entries.items():
         fits = (
             key in stored
@@ -179,10 +180,8 @@ def _decode(stored: dict[str, Tensor], entries: dict[str, Any], room: int) -> No
             and all(type(size) is int and size > 0 for size in entry["shape"])
         )
         _require(fits, f"its manifest is malformed at {key!r}")
-        _require(
-            math.prod(entry["shape"]) <= room,
-            f"{key!r} has {entry['shape']} elements, more than the largest layer of the model, {room}",
-        )
+        room -= math.prod(entry["shape"])
+        _require(room >= 0, f"{key!r} of shape {entry['shape']} is more than the model could hold")
         dtype = next((dtype for dtype, name in _DTYPES.items() if name == entry["dtype"]), torch.bool)
         stream = stored[key]
         sound = stream.dtype == torch.uint8 and stream.dim() == 1 and _digest(stream) == entry["digest"]
@@ -194,8 +193,8 @@ def _decode(stored: dict[str, Tensor], entries: dict[str, Any], room: int) -> No
 
 
 def _read(path: Path, room: int) -> tuple[list[Any], dict[str, Tensor], dict[str, str]]:
-    """(plan, tensors, their digests) of a file, with all that can be told without a model checked, but for `room`: how
-    many elements a tensor may have at most."""
+    """(plan, tensors, their digests) of a file, with all that can be told without a model checked; `room` is how many
+    elements coded tensors may have."""
     with safe_open(path, framework="pt") as file:
         manifest = _manifest(file.metadata())
         held, wanted, digests = set(file.keys()), {}, {}
@@ -275,7 +274,8 @@ def load_model(fresh_model: Model, path: str | os.PathLike[str]) -> Model:
         try:
             with open(path, "rb"):  # OSErrors as such, before they are taken for damage
                 pass
-            room = max((tensor.numel() for tensor in fresh_model.state_dict().values()), default=0)
+            # Padding to blocks of four can make four of one.
+            room = 4 * sum(tensor.numel() for tensor in fresh_model.state_dict().values() if isinstance(tensor, Tensor))
             plan, tensors, digests = _read(Path(path), room)
             changes, new = replay(survey, plan)
             changes.apply(fresh_model)

@@ -55,8 +55,9 @@ def _answer(output: Any) -> Tensor | None:
     return flat[:: max(1, -(-flat.numel() // _OUTPUTS))]
 
 
-def _answers(model: nn.Module, calls: list[Call], weights: dict[str, Tensor]) -> list[Tensor | None]:
-    return [_answer(torch.func.functional_call(model, weights, args, kwargs)) for args, kwargs in calls]
+def _answers(model: nn.Module, calls: list[Call], weights: dict[str, Tensor]) -> list[Tensor]:
+    found = (_answer(torch.func.functional_call(model, weights, args, kwargs)) for args, kwargs in calls)
+    return [answer for answer in found if answer is not None]
 
 
 def output_gains(
@@ -72,15 +73,14 @@ def output_gains(
     """
     with evaluating(model):
         plain = _answers(model, calls, {})
-        known = [i for i, y in enumerate(plain) if y is not None]
-        gains = {}
+        gains: dict[str, float] = {}
         for fqn, layer in layers.items():
             weight: Any = layer.weight
             changed, error = _disturbed(blocks[fqn])
-            if known:
+            if plain:
                 moved = changed.view(weight.shape).to(weight)
                 other = _answers(model, calls, {f"{fqn}.weight": moved})
-                far = sum(float((other[i] - plain[i]).square().sum()) for i in known)  # type: ignore[operator]
+                far = sum(float((b - a).square().sum()) for a, b in zip(plain, other, strict=True))
                 if not far < torch.inf:
                     raise ValueError(f"the model's output on the calibration data is not finite (with {fqn} changed)")
                 gains[fqn] = far / error if error > 0 else 0.0

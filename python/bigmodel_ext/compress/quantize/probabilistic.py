@@ -131,17 +131,22 @@ def _slower(layer: nn.Module, rows: tuple[int, ...]) -> str | None:
 
 
 def _targets(
-    layers: dict[str, nn.Module], moments: dict[str, Tensor], calls: list[Call], model: nn.Module, config: Any
+    layers: dict[str, nn.Module],
+    moments: dict[str, Tensor],
+    calls: list[Call],
+    model: nn.Module,
+    config: ProbabilisticInt8Config,
 ) -> list[Target]:
     blocks = {fqn: _blocks(fqn, layer, moments.get(fqn)) for fqn, layer in layers.items()}
     gains = output_gains(model, calls, layers, blocks) if moments else dict.fromkeys(layers, 1.0)
-    unbiased = {
-        "auto": lambda fqn: _pays(blocks[fqn]), "unbiased": lambda fqn: True, "entropy": lambda fqn: False
-    }[config.rounding]  # fmt: skip
+    chosen = config.rounding
     return [
-        Target(fqn, own, gains[fqn], unbiased(fqn), float(config.temperature), config.seed)
+        Target(
+            fqn, own, gains[fqn], _pays(own) if chosen == "auto" else chosen == "unbiased", config.temperature,
+            config.seed,
+        )
         for fqn, own in blocks.items()
-    ]
+    ]  # fmt: skip
 
 
 def apply(
