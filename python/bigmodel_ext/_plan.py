@@ -211,7 +211,7 @@ def _linear(survey: Survey, place: Place, entry: Entry) -> nn.Module:
     )
     placed = _placed(old)
     if cls is BlockSparseLinear:
-        layer: Compressed = _blocks(entry, placed)
+        layer: Any = _blocks(entry, placed)
     elif cls in (SparseLinear, Int8SparseLinear):
         layer = _sparse(cls, entry, placed)
     elif cls is BinaryCodedLinear:

@@ -7,6 +7,8 @@ from typing import Any
 
 from torch import nn
 
+from bigmodel_ext.compress.calibrate import already_converted
+
 Named = str | nn.Module  # a layer, or a module that holds layers
 
 
@@ -35,7 +37,7 @@ def chosen(
         if module not in left_out and (filter_fn is None or filter_fn(module, fqn))
     }
     if not found:
-        raise ValueError(f"no {wanted} is left to be pruned")
+        raise ValueError(f"no {wanted} is left to be pruned{already_converted(model)}")
     return found
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bigmodel_ext.compress.calibrate import ForwardLoop
+from bigmodel_ext.compress.calibrate import ForwardLoop, already_converted
 from bigmodel_ext.compress.quantize import dynamic, static
 from bigmodel_ext.compress.quantize._exchange import exchange_made
 from bigmodel_ext.compress.quantize._report import Report
@@ -72,7 +72,9 @@ def prepare(
     if not layers:
         names = " or ".join(f"nn.{kind.__name__}" for kind in classes)
         raise ValueError(
-            f"the model has no {names} that can be prepared" + (" and filter_fn chooses" * bool(filter_fn))
+            f"the model has no {names} that can be prepared"
+            + (" and filter_fn chooses" * bool(filter_fn))
+            + already_converted(model)
         )
     scales: dict[str, float] = {}
     if isinstance(config, Int8StaticActivationInt8WeightConfig):
