@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from bigmodel_ext import convert
 from bigmodel_ext.compress import ChooseLayers, PruneStructure, compress, measure
 from bigmodel_ext.compress.controller import Budget
-from bigmodel_ext.compress.controller.build import Builder, convert_layer
+from bigmodel_ext.compress.controller.build import Builder
 from bigmodel_ext.compress.controller.forms import DENSE, RATIOS, Form, forms
 from bigmodel_ext.compress.prune import StructuredPruner
 from bigmodel_ext.train.loop import Examples
@@ -59,7 +59,9 @@ def _exchanged(model: nn.Module, chosen: Mapping[str, Form], builder: Builder) -
     builder.prune_(model, chosen)
     changed = {fqn for fqn, form in chosen.items() if form != DENSE}
     if changed:
-        convert.exchange_(model, lambda m, fqn: [convert_layer(m, chosen[fqn])], (), lambda m, fqn: fqn in changed)
+        convert.exchange_(
+            model, lambda m, fqn: [builder.convert(fqn, m, chosen[fqn])], (), lambda m, fqn: fqn in changed
+        )
     return model.eval()
 
 

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Container, Mapping
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
-from bigmodel_ext.compress.calibrate import ForwardLoop
+from bigmodel_ext.compress.calibrate import ForwardLoop, second_moments
 from bigmodel_ext.compress.controller.forms import DENSE, Form
 from bigmodel_ext.compress.prune.moments import own_moments
 from bigmodel_ext.compress.prune.reconstruct import reconstruct_, reconstruct_layer_
+from bigmodel_ext.compress.quantize.hamiltonian import HamiltonianConfig, spins_of
 from bigmodel_ext.nn import (
+    BinaryCodedLinear,
     Int8Conv2d,
     Int8Linear,
     Int8SparseLinear,
@@ -41,7 +43,7 @@ class Builder:
 
     def __init__(self, model: nn.Module, layers: Mapping[str, nn.Module], forward_loop: ForwardLoop) -> None:
         self._layers, self._forward_loop = layers, forward_loop
-        self._moments = own_moments(model, forward_loop, layers)
+        self._model, self._moments = model, own_moments(model, forward_loop, layers)
         self._made: dict[tuple[str, Form], nn.Module] = {}
 
     def __call__(self, fqn: str, form: Form) -> nn.Module:
@@ -50,8 +52,20 @@ class Builder:
             layer = copy.deepcopy(self._layers[fqn])
             if form.granularity is not None:
                 reconstruct_layer_(fqn, layer, self._moments[fqn], form.sparsity, form.granularity, "sparsegpt")
-            self._made[key] = convert_layer(layer, form)
+            self._made[key] = self.convert(fqn, layer, form)
         return self._made[key]
+
+    def convert(self, fqn: str, layer: Any, form: Form) -> nn.Module:
+        """`layer`, which stands at `fqn` and whose pruned weights are zero already, in its form's kernel."""
+        if form.kind != "binary_coded":
+            return _converted(layer, form)
+        state = spins_of(layer, self._second[fqn], HamiltonianConfig(form.bits))
+        return BinaryCodedLinear.from_codes(layer, state.spins, state.alpha, HamiltonianConfig.group_size)
+
+    @cached_property
+    def _second(self) -> dict[str, Tensor]:
+        linear = {fqn: layer for fqn, layer in self._layers.items() if isinstance(layer, nn.Linear)}
+        return second_moments(self._model, self._forward_loop, linear)
 
     def prune_(self, model: nn.Module, chosen: Mapping[str, Form]) -> None:
         """Prune a copy of the model, in place, each layer to its form's share: layer by layer, each making up for what
@@ -71,8 +85,7 @@ def is_in(names: Container[str], layer: nn.Module, fqn: str) -> bool:
     return fqn in names
 
 
-def convert_layer(layer: Any, form: Form) -> nn.Module:
-    """A layer whose pruned weights are zero already, in its form's kernel."""
+def _converted(layer: Any, form: Form) -> nn.Module:
     conv = isinstance(layer, nn.Conv2d)
     if form == DENSE:
         return layer

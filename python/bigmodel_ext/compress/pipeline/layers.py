@@ -12,7 +12,7 @@ from torch import nn
 
 from bigmodel_ext import convert
 from bigmodel_ext.compress.controller import tables
-from bigmodel_ext.compress.controller.build import Builder, convert_layer, fits, is_in
+from bigmodel_ext.compress.controller.build import Builder, fits, is_in
 from bigmodel_ext.compress.controller.forms import DENSE, Form
 from bigmodel_ext.compress.controller.frontier import Point
 from bigmodel_ext.compress.controller.search import Found, Search
@@ -100,7 +100,7 @@ def _make(
     changed = {fqn for fqn, own in chosen.items() if own != DENSE}
     if changed:
         convert.exchange_(
-            model, lambda layer, fqn: [convert_layer(layer, chosen[fqn])], (), partial(is_in, changed), KINDS
+            model, lambda layer, fqn: [builder.convert(fqn, layer, chosen[fqn])], (), partial(is_in, changed), KINDS
         )
     return model
 
