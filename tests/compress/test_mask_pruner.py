@@ -162,7 +162,6 @@ class TestPolicy:
             gone = now
             with torch.no_grad():
                 cnn[4].weight.add_(torch.randn(10, 24))  # as training that takes no notice of masks
-            pruner.apply()
         assert shares == [48, 96, 144]
         assert pruner.pruned["4"] == pytest.approx(0.6)
         with pytest.raises(RuntimeError, match="more often than iterative_steps, which is 3"):
