@@ -135,6 +135,20 @@ def reconstruct_(
     return Reconstruction(tuple(fits))
 
 
+def reconstruct_layer_(
+    fqn: str,
+    layer: nn.Module,
+    seen: Moments,
+    pruning_ratio: float,
+    granularity: str = "weight",
+    method: str = "admm",
+    damping: float = 0.01,
+) -> LayerFit:
+    """:func:`reconstruct_` of one layer, in place, from the moments of its inputs (`own_moments`); ratio, granularity
+    and method as there. For trying out many ratios: nothing is checked."""
+    return _reconstruct(fqn, layer, seen, _Pattern(granularity, pruning_ratio, False), method, damping)
+
+
 @contextmanager
 def _unchanged_if_raised(layers: Mapping[str, nn.Module]) -> Iterator[None]:
     saved = [(p, p.detach().clone()) for layer in layers.values() for p in layer.parameters()]
