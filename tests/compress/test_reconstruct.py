@@ -164,7 +164,7 @@ class TestReconstruct:
         MaskPruner(plain, pruning_ratio=0.5).step()
         for pruned, error in ((model, fit.error), (plain, fit.magnitude_error)):
             lost = (dense(x) - pruned(x)).var(0, correction=0).sum() / dense(x).var(0, correction=0).sum()
-            assert error == pytest.approx(float(lost), rel=1e-3)
+            assert error == pytest.approx(lost.item(), rel=1e-3)
 
     def test_order_of_calls_and_ratios(self):
         class Reversed(nn.Module):
