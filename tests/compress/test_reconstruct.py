@@ -1,5 +1,6 @@
 """One-shot pruning with reconstruction: against exact and brute-force optima, and against magnitude."""
 
+import contextlib
 import copy
 import itertools
 
@@ -69,6 +70,12 @@ class TestSolve:
         assert best <= found * (1 + 1e-9)
         assert found < 1.4 * best, f"{found:.4f} with ADMM's masks, {best:.4f} with the best"
         assert found < 0.9 * greedy, f"{found:.4f}, and {greedy:.4f} with the largest weights"
+
+    def test_the_scale_of_inputs_does_not_matter(self):
+        target, h = _problem(8, 20)
+        scale = 10 ** torch.linspace(-2, 2, 20, dtype=torch.float64)
+        stay = solve.admm(target, h, _share(10, 20))
+        assert torch.equal(solve.admm(target / scale, h * scale * scale[:, None], _share(10, 20)), stay)
 
     def test_sparsegpt_prunes_a_column_at_the_optimum(self):
         """Pruned in their order, columns are each made up for by all behind them: exact where that is all there is."""
@@ -141,6 +148,24 @@ class TestReconstruct:
         ours, theirs = _missed(model, dense, held_out), _missed(plain, dense, held_out)
         assert ours < 0.6 * theirs, f"{ours:.3g} against {theirs:.3g}"
 
+    @pytest.mark.parametrize("granularity", ["weight", "1x4"])
+    @pytest.mark.parametrize("per_row", [False, True])
+    def test_ratios_are_exact_across_blocks_of_columns(self, granularity, per_row):
+        model, units = nn.Sequential(nn.Linear(300, 7)), 300 if granularity == "weight" else 75
+        options = {"granularity": granularity, "per_row": per_row, "pruning_ratio": 0.37}
+        reconstruct_(model, _loop(_inputs(400, 300, 20)), method="sparsegpt", **options)
+        gone = round(0.37 * units) * 7 if per_row else round(0.37 * units * 7)
+        assert int(_zeros(model)["0"].sum()) == gone * 300 // units
+
+    def test_errors_are_shares_of_the_outputs_variance(self):
+        model, x = nn.Sequential(nn.Linear(12, 5)), _inputs(80, 12) + 1.0
+        dense, plain = copy.deepcopy(model), copy.deepcopy(model)
+        (fit,) = reconstruct_(model, _loop(x), pruning_ratio=0.5, damping=0.5).layers
+        MaskPruner(plain, pruning_ratio=0.5).step()
+        for pruned, error in ((model, fit.error), (plain, fit.magnitude_error)):
+            lost = (dense(x) - pruned(x)).var(0, correction=0).sum() / dense(x).var(0, correction=0).sum()
+            assert error == pytest.approx(lost.item(), rel=1e-3)
+
     def test_order_of_calls_and_ratios(self):
         class Reversed(nn.Module):
             def __init__(self):
@@ -211,6 +236,29 @@ class TestReconstruct:
         report = reconstruct_(model, _loop(_inputs(100, 8)), pruning_ratio=0.5)
         assert [fit.fqn for fit in report.layers] == ["0"]
         assert report.layers[0].error < report.layers[0].magnitude_error
+
+    def test_a_batch_that_the_model_refuses_leaves_no_trace(self):
+        class Picky(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.first, self.last = nn.Linear(8, 6), nn.Linear(6, 4)
+
+            def forward(self, x):
+                hidden = self.first(x)
+                if len(x) == 7:
+                    raise OverflowError
+                return self.last(hidden)
+
+        def loop(model):
+            for batch in (x[:7], x):
+                with contextlib.suppress(OverflowError):
+                    model(batch)
+
+        model, x = Picky(), _inputs(50, 8)
+        other = copy.deepcopy(model)
+        reconstruct_(model, loop)
+        reconstruct_(other, _loop(x))
+        assert torch.equal(model.first.weight, other.first.weight)
 
     def test_second_moments_are_those_of_calibrate(self, cnn):
         from bigmodel_ext.compress.prune.moments import own_moments

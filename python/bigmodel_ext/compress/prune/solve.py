@@ -18,7 +18,7 @@ BLOCK = 128  # columns that SparseGPT prunes before it updates the rest; a multi
 ROUNDS = 12  # of ADMM, with a larger penalty each
 STEPS = 3  # of ADMM in a round
 PENALTY, GROWTH = 0.1, 1.6  # the first round's, of the scaled H's unit diagonal, and from round to round
-CONJUGATE_STEPS = 20
+CONJUGATE_STEPS = 15
 
 
 def error(v: Tensor, target: Tensor, h: Tensor) -> float:
@@ -61,13 +61,15 @@ def admm(target: Tensor, h: Tensor, choose: Choose) -> Tensor:
     pushed, v, d, u, penalty = wanted @ scaled, wanted, wanted * stay, torch.zeros_like(wanted), PENALTY
     identity = torch.eye(len(h), dtype=h.dtype, device=h.device)
     for _ in range(ROUNDS):
-        inverse = torch.cholesky_inverse(torch.linalg.cholesky(scaled + penalty * identity))
+        inverse, before = torch.cholesky_inverse(torch.linalg.cholesky(scaled + penalty * identity)), stay
         for _ in range(STEPS):
             v = (pushed + penalty * (d - u)) @ inverse
             u = v + u
             stay = choose(u.square(), 0)
             d = torch.where(stay, u, 0.0)
             u = u - d
+        if penalty > 1.0 and torch.equal(stay, before):
+            break  # larger penalties only hold faster to what there is
         penalty, u = penalty * GROWTH, u / GROWTH
     return stay
 
