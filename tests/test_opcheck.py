@@ -35,6 +35,14 @@ def _two_four(dtype, grad):
     return values.requires_grad_(grad), index
 
 
+def _codes():
+    return torch.randint(0, 4, (N, K), dtype=torch.uint8)
+
+
+def _scales():
+    return torch.rand(N, -(-K // 8), 2).half()
+
+
 def _bias(grad, dtype=torch.float32):
     return torch.randn(N, dtype=dtype).requires_grad_(grad)
 
@@ -89,6 +97,12 @@ SAMPLES = {
         "3-d": (torch.randn(2, 3, K, dtype=dtype, requires_grad=grad), _int8(), torch.rand(N), _bias(grad, dtype)),
         "no bias": (_matrix(dtype, grad=grad), _int8(), torch.rand(N), None),
         "activation": (_matrix(dtype, grad=grad), _int8(), torch.rand(N) * 0.01, _bias(grad), "gelu"),
+        "static": (_matrix(dtype, grad=grad), _int8(), torch.rand(N), _bias(grad), "none", torch.tensor(0.01)),
+    },
+    "int8_weight_only_linear": lambda dtype, grad: {
+        "bias": (_matrix(dtype, grad=grad), int8.pack(_int8()), torch.rand(N), _bias(grad), "none"),
+        "3-d": (torch.randn(2, 3, K, dtype=dtype, requires_grad=grad), int8.pack(_int8()), torch.rand(N), None, "none"),
+        "activation": (_matrix(dtype, grad=grad), int8.pack(_int8()), torch.rand(N) * 0.01, _bias(grad), "gelu"),
     },
     "int8_conv2d": lambda dtype, grad: (
         {
@@ -149,6 +163,11 @@ SAMPLES = {
         for name, bias, rest in (("bias", _bias(grad), ()), ("no bias", None, ()), ("act", _bias(grad), (None, "silu")))
         for b in (_blocks(),)
     },
+    "ising_start": lambda dtype, grad: {"": (_matrix(rows=N), torch.eye(K), torch.arange(K), _scales(), 8)},
+    "ising_descend": lambda dtype, grad: {
+        "both": (_matrix(rows=N), torch.eye(K), _codes(), _scales(), 8, [0.5, 0.0], True, True, 3),
+        "scales": (_matrix(rows=N), torch.eye(K), _codes(), _scales(), 8, [0.0], False, True, 0),
+    },
     "dropout_seed": lambda dtype, grad: {"": (_matrix(dtype),)},
     "fused_dropout": lambda dtype, grad: {
         "all": _dropout(dtype, grad, 0.3, "gelu", True, True),
@@ -174,7 +193,7 @@ IN_FLOAT64 = (
     "pack_panel_csr", "sparse_linear", "block_sparse_linear", "semi_sparse_linear", "sparse_conv2d", "fused_dropout",
     "fused_dropout_norm",
 )  # fmt: skip
-DIFFERENTIABLE = ("int8_linear", "int8_conv2d", "int8_sparse_linear", *IN_FLOAT64)
+DIFFERENTIABLE = ("int8_linear", "int8_weight_only_linear", "int8_conv2d", "int8_sparse_linear", *IN_FLOAT64)
 CASES = [
     (op, dtype, grad)
     for op in SAMPLES
@@ -225,7 +244,7 @@ def test_gradients_in_float64_or_by_formula(op):
             if args[3] is not None:
                 torch.testing.assert_close(args[3].grad, wanted[1])
             continue
-        if op == "int8_linear":
+        if op in ("int8_linear", "int8_weight_only_linear"):
             weight = args[1] if args[1].dim() == 2 else int8.unpack(args[1], N, K)
             scale, bias = args[2], args[3]
         else:
@@ -236,7 +255,11 @@ def test_gradients_in_float64_or_by_formula(op):
         if isinstance(args[-1], str):
             z = overload(*(a.detach() if _floating(a) else a for a in args[:-1]))
             grad = grad * _reference.activation_slope(z, args[-1])
-        torch.testing.assert_close(x.grad, grad @ (weight.float() * scale[:, None]))
+        wanted = grad @ (weight.float() * scale[:, None])
+        if op == "int8_linear" and len(args) == 6:
+            wanted[x.abs() > 127 * args[5]] = 0.0
+            assert 0 < (wanted == 0).sum() < wanted.numel()
+        torch.testing.assert_close(x.grad, wanted)
         if bias is not None:
             torch.testing.assert_close(bias.grad, grad.reshape(-1, N).sum(0))
 

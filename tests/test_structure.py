@@ -21,9 +21,11 @@ ALLOWED = {
     "functional": ("_checks", "_autograd", "_dispatch", "backends", "functional"),
     "formats": ("_checks", "_native", "_reference", "formats"),
     "nn": ("functional", "formats", "nn"),
-    "compress": ("nn", "functional", "convert", "checkpoint", "compress", "train", "_measure", "_choose", "_machine",
-        "_pruned"),
-    "train": ("nn", "functional", "convert", "checkpoint", "compress", "train"),
+    "compress": (
+        "nn", "functional", "formats", "convert", "checkpoint", "_pruned", "compress", "train", "_measure",
+        "_choose", "_machine",
+    ),
+    "train": ("nn", "functional", "convert", "checkpoint", "compress", "train", "_files"),
 }  # fmt: skip
 
 

@@ -11,6 +11,7 @@ namespace py = pybind11;
 
 namespace bigmodel {
 void register_int8_linear(py::module_& m);
+void register_int8_weight_only_linear(py::module_& m);
 void register_int8_mm(py::module_& m);
 void register_int8_conv2d(py::module_& m);
 void register_fused_dropout(py::module_& m);
@@ -24,6 +25,7 @@ void register_pack_panel_csr(py::module_& m);
 void register_transpose_panel_csr(py::module_& m);
 void register_block_sparse_linear(py::module_& m);
 void register_semi_sparse_linear(py::module_& m);
+void register_ising(py::module_& m);
 }  // namespace bigmodel
 
 PYBIND11_MODULE(_C, m) {
@@ -47,6 +49,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("about_to_write",
         [](uintptr_t address, size_t bytes) { about_to_write(reinterpret_cast<void*>(address), bytes); });
   register_int8_linear(m);
+  register_int8_weight_only_linear(m);
   register_int8_mm(m);
   register_int8_conv2d(m);
   register_fused_dropout(m);
@@ -60,4 +63,5 @@ PYBIND11_MODULE(_C, m) {
   register_transpose_panel_csr(m);
   register_block_sparse_linear(m);
   register_semi_sparse_linear(m);
+  register_ising(m);
 }

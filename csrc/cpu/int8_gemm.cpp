@@ -82,6 +82,9 @@ void make_unsigned(const Int8Gemm& g, const Plan& plan, const Block& block, int6
   uint8_t* to = block.q + begin * plan.stride;
   if (g.x_dtype == DType::i8) {
     offset_rows(reinterpret_cast<const int8_t*>(from), end - begin, g.k, to, plan.stride);
+  } else if (g.input_scale) {
+    quantize_fixed_kernel()(from, g.x_dtype, end - begin, g.k, g.k, to, plan.stride, 128, fixed_scale(*g.input_scale),
+                            block.scale + begin);
   } else {
     quantize_rows_kernel()(from, g.x_dtype, end - begin, g.k, g.k, to, plan.stride, 128, block.scale + begin);
   }

@@ -20,6 +20,7 @@ struct Int8Gemm {
   DType x_dtype;         // int8, or a float type that is quantized row by row
   const int8_t* weight;  // [n, k], or [ceil(n/64), ceil(k/4) + 1, 64, 4] (see formats/int8.py)
   bool packed;
+  const float* input_scale;   // the scale of all of x, or null: one is found for each row; only for float x
   const float* weight_scale;  // [n]; this and bias only for float x
   const void* bias;           // [n] of bias_dtype, or null
   DType bias_dtype;

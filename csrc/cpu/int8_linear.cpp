@@ -27,7 +27,7 @@ void check_out(const View& out, const View& x, int64_t n) {
 }  // namespace
 
 void int8_linear(const View& x, const View& weight, const View& weight_scale, const std::optional<View>& bias,
-                 const View& out, const char* activation) {
+                 const View& out, const char* activation, const std::optional<View>& input_scale) {
   check_float(x, "x");
   BIGMODEL_CHECK(x.ndim >= 1, "x must have at least 1 dimension, got shape ", shape_string(x));
   check_contiguous(x, "x");
@@ -42,6 +42,10 @@ void int8_linear(const View& x, const View& weight, const View& weight_scale, co
     check_shape(*bias, "bias", {n});
     check_contiguous(*bias, "bias");
   }
+  if (input_scale) {
+    check_dtype(*input_scale, "input_scale", DType::f32);
+    check_ndim(*input_scale, "input_scale", 0);
+  }
   BIGMODEL_CHECK(k <= kInt8MaxK, "K must be at most ", kInt8MaxK, " for an exact int32 sum, got ", k);
   check_out(out, x, n);
   Int8Gemm gemm = {};
@@ -54,6 +58,7 @@ void int8_linear(const View& x, const View& weight, const View& weight_scale, co
   gemm.weight = weight.as<int8_t>();
   gemm.packed = weight.ndim == 4;
   gemm.weight_scale = weight_scale.as<float>();
+  gemm.input_scale = input_scale ? input_scale->as<float>() : nullptr;
   gemm.bias = bias ? bias->data : nullptr;
   gemm.bias_dtype = bias ? bias->dtype : DType::f32;
   gemm.activate = activate_rows(activation);

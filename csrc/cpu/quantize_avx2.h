@@ -26,19 +26,27 @@ inline float load1(const void* x, int64_t i) {
 }
 
 // Without its sign a float's bit pattern orders as an integer, with infinity and then NaN on top.
+inline __m256i larger(__m256i best, __m256 value) {
+  return _mm256_max_epu32(best, _mm256_and_si256(_mm256_castps_si256(value), _mm256_set1_epi32(0x7fffffff)));
+}
+
+inline uint32_t largest_lane(__m256i best) {
+  alignas(32) uint32_t lanes[8];
+  _mm256_store_si256(reinterpret_cast<__m256i*>(lanes), best);
+  uint32_t most = 0;
+  for (int j = 0; j < 8; ++j) most = lanes[j] > most ? lanes[j] : most;
+  return most;
+}
+
 template <DType dtype>
 uint32_t largest_magnitude(const void* x, int64_t row, int64_t k) {
-  const __m256i no_sign = _mm256_set1_epi32(0x7fffffff);
   __m256i best0 = _mm256_setzero_si256(), best1 = best0;
   int64_t i = 0;
   for (; i + 16 <= k; i += 16) {
-    best0 = _mm256_max_epu32(best0, _mm256_and_si256(_mm256_castps_si256(load8<dtype>(x, row + i)), no_sign));
-    best1 = _mm256_max_epu32(best1, _mm256_and_si256(_mm256_castps_si256(load8<dtype>(x, row + i + 8)), no_sign));
+    best0 = larger(best0, load8<dtype>(x, row + i));
+    best1 = larger(best1, load8<dtype>(x, row + i + 8));
   }
-  alignas(32) uint32_t lanes[8];
-  _mm256_store_si256(reinterpret_cast<__m256i*>(lanes), _mm256_max_epu32(best0, best1));
-  uint32_t best = 0;
-  for (int j = 0; j < 8; ++j) best = lanes[j] > best ? lanes[j] : best;
+  uint32_t best = largest_lane(_mm256_max_epu32(best0, best1));
   for (; i < k; ++i) {
     const uint32_t bits = float_to_bits(load1<dtype>(x, row + i)) & 0x7fffffffu;
     best = bits > best ? bits : best;

@@ -1,6 +1,7 @@
 #include "quantize_rows.h"
 
 #include <algorithm>
+#include <limits>
 
 #include "../common/check.h"
 #include "../common/parallel.h"
@@ -11,8 +12,11 @@ namespace {
 #if defined(__x86_64__)
 constexpr Variants<QuantizeRowsKernel> variants = {
     {quantize_rows_scalar, quantize_rows_avx2, quantize_rows_avx512, nullptr}};
+constexpr Variants<QuantizeFixedKernel> fixed_variants = {
+    {quantize_fixed_scalar, quantize_fixed_avx2, quantize_fixed_avx512, nullptr}};
 #else
 constexpr Variants<QuantizeRowsKernel> variants = {{quantize_rows_scalar, nullptr, nullptr, nullptr}};
+constexpr Variants<QuantizeFixedKernel> fixed_variants = {{quantize_fixed_scalar, nullptr, nullptr, nullptr}};
 #endif
 const KernelLevel level_of_quantize_rows("quantize_rows", [] { return variants.level(); });
 constexpr int64_t kGrainElements = 32768;  // below this, waking a second thread costs more than it saves
@@ -20,6 +24,14 @@ constexpr int64_t kGrainElements = 32768;  // below this, waking a second thread
 }  // namespace
 
 QuantizeRowsKernel quantize_rows_kernel() { return variants.pick(); }
+
+QuantizeFixedKernel quantize_fixed_kernel() { return fixed_variants.pick(); }
+
+FixedScale fixed_scale(float s) {
+  constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
+  if (!(s >= 0.0f && s <= std::numeric_limits<float>::max())) return {0.0f, kNan};
+  return s < kSmallestQuantizable ? FixedScale{0.0f, 0.0f} : FixedScale{1.0f / s, s};
+}
 
 void quantize_rows(const View& x, const View& q, const View& scale) {
   check_float(x, "x");

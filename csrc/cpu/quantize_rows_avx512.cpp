@@ -32,6 +32,18 @@ void quantize(const void* x, int64_t rows, int64_t k, int64_t x_stride, uint8_t*
   }
 }
 
+// The search is for NaN and infinity only, in the registers that are rounded.
+template <DType dtype>
+void quantize_fixed(const void* x, int64_t rows, int64_t k, int64_t x_stride, uint8_t* q, int64_t q_stride,
+                    int zero_point, FixedScale fixed, float* scale) {
+  const __m512 inverse = _mm512_set1_ps(fixed.inverse);
+  for (int64_t m = 0, row = 0; m < rows; ++m, row += x_stride, q += q_stride) {
+    const uint32_t bits = pass<dtype, true, true, true>(x, row, row, k, inverse, zero_point, q);
+    scale[m] = bits < 0x7f800000u ? fixed.scale : bits_to_float(0x7fc00000u);
+    if (q_stride > k) std::memset(q + k, zero_point, static_cast<size_t>(q_stride - k));
+  }
+}
+
 }  // namespace
 
 void quantize_rows_avx512(const void* x, DType dtype, int64_t rows, int64_t k, int64_t x_stride, uint8_t* q,
@@ -43,6 +55,18 @@ void quantize_rows_avx512(const void* x, DType dtype, int64_t rows, int64_t k, i
       return quantize<DType::bf16>(x, rows, k, x_stride, q, q_stride, zero_point, scale);
     default:
       return quantize<DType::f16>(x, rows, k, x_stride, q, q_stride, zero_point, scale);
+  }
+}
+
+void quantize_fixed_avx512(const void* x, DType dtype, int64_t rows, int64_t k, int64_t x_stride, uint8_t* q,
+                           int64_t q_stride, int zero_point, FixedScale fixed, float* scale) {
+  switch (dtype) {
+    case DType::f32:
+      return quantize_fixed<DType::f32>(x, rows, k, x_stride, q, q_stride, zero_point, fixed, scale);
+    case DType::bf16:
+      return quantize_fixed<DType::bf16>(x, rows, k, x_stride, q, q_stride, zero_point, fixed, scale);
+    default:
+      return quantize_fixed<DType::f16>(x, rows, k, x_stride, q, q_stride, zero_point, fixed, scale);
   }
 }
 

@@ -40,4 +40,19 @@ void quantize_rows_scalar(const void* x, DType dtype, int64_t rows, int64_t k, i
   }
 }
 
+void quantize_fixed_scalar(const void* x, DType dtype, int64_t rows, int64_t k, int64_t x_stride, uint8_t* q,
+                           int64_t q_stride, int zero_point, FixedScale fixed, float* scale) {
+  for (int64_t m = 0; m < rows; ++m, q += q_stride) {
+    bool finite = true;
+    for (int64_t i = 0; i < k; ++i) {
+      const float value = load(x, dtype, m * x_stride + i), scaled = value * fixed.inverse;
+      finite &= std::fabs(value) <= std::numeric_limits<float>::max();
+      const float above = scaled > -127.0f ? scaled : -127.0f;  // NaN becomes a number, as in the vector kernels
+      q[i] = static_cast<uint8_t>(static_cast<int>(std::nearbyintf(above < 127.0f ? above : 127.0f)) + zero_point);
+    }
+    scale[m] = finite ? fixed.scale : std::numeric_limits<float>::quiet_NaN();
+    if (q_stride > k) std::memset(q + k, zero_point, static_cast<size_t>(q_stride - k));
+  }
+}
+
 }  // namespace bigmodel

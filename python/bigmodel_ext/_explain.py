@@ -105,6 +105,8 @@ def _converted(fqn: str, layer: nn.Module, batch: int) -> LayerReport:
     gains = {} if device_of(layer).type == "meta" else _by_rows(layer, batch)
     activation = getattr(layer, "activation", "none") if isinstance(layer, nn.Linear) else "none"
     reason = choice.reason if activation == "none" else f"{choice.reason}; computes {activation} too"
+    if getattr(layer, "input_scale", None) is not None:
+        reason += "; activations quantized with one scale from calibration"
     return LayerReport(
         fqn, kind, choice.kernel, choice.isa, reason, nbytes(layer), dense,
         gain=gains.get(batch), crossover=_crossover(gains), requested=True,

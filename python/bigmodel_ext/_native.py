@@ -35,6 +35,7 @@ def _initialize() -> None:
 _initialize()
 
 int8_linear = _C.int8_linear
+int8_weight_only_linear = _C.int8_weight_only_linear
 int8_mm = _C.int8_mm
 int8_conv2d = _C.int8_conv2d
 fused_dropout = _C.fused_dropout
@@ -64,6 +65,8 @@ block_sparse_linear_grad_values = _C.block_sparse_linear_grad_values
 semi_sparse_linear = _C.semi_sparse_linear
 semi_sparse_linear_grad_input = _C.semi_sparse_linear_grad_input
 semi_sparse_linear_grad_values = _C.semi_sparse_linear_grad_values
+ising_start = _C.ising_start
+ising_descend = _C.ising_descend
 
 
 def new_weight(like: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:

@@ -18,6 +18,7 @@ from bigmodel_ext.nn._compressed import Compressed
 DENSE: tuple[type[nn.Module], ...] = (nn.Linear, nn.Conv2d)  # what conversion knows how to exchange ...
 COMPRESSED: tuple[type[nn.Module], ...] = (Compressed,)  # ... and what it puts there, which subclasses it
 KEPT = "_bigmodel_kept"  # attribute of a layer that conversion was asked for and left dense: why
+SIMULATED = "_bigmodel_simulated"  # class attribute of layers that stand for converted ones while training goes on
 _ABSENT = object()
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _HOOKS_OF_STATE = ("_state_dict_hooks", "_state_dict_pre_hooks", "_load_state_dict_pre_hooks")
@@ -98,6 +99,11 @@ class Survey:
         return None
 
 
+def _computes(module: nn.Module) -> bool:
+    """It does something else with its weight than the class it subclasses."""
+    return isinstance(module, COMPRESSED) or getattr(type(module), SIMULATED, False)
+
+
 @dataclass
 class Changes:
     """What to do to a model: modules to exchange, modules whose class or activation changes, and layers left dense,
@@ -160,7 +166,7 @@ class Changes:
                     if isinstance(module, nn.TransformerEncoder)
                     else ("activation_relu_or_gelu", 0)
                 )
-                if getattr(module, name, off) and any(isinstance(m, COMPRESSED) for m in module.modules()):
+                if getattr(module, name, off) and any(_computes(m) for m in module.modules()):
                     self._set(module, name, off)
 
 

@@ -18,7 +18,7 @@ Both functions look at the whole model first and build every new layer before th
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import TypeVar
 
 import torch
@@ -86,6 +86,16 @@ def convertible(
         for place in survey.layers(*kinds)
         if (filter_fn is None or filter_fn(place.module, place.fqn)) and survey.why_not(place) is None
     }
+
+
+def reclass_(model: Model, classes: Mapping[str, type[nn.Module]]) -> Model:
+    """Change the classes of the model's modules of these names, in place and all or none: each keeps its parameters,
+    its attributes and its identity. torch's fast paths, which would read the weights of modules without calling them,
+    are shut off for layers whose class has a true ``_bigmodel_simulated``."""
+    changes = Changes()
+    changes.classes = [(model.get_submodule(fqn), cls) for fqn, cls in classes.items()]
+    changes.apply(model)
+    return model
 
 
 def why_kept(layer: nn.Module) -> str | None:
@@ -199,6 +209,7 @@ __all__ = [
     "largest_mask",
     "magnitude_mask",
     "quantize_",
+    "reclass_",
     "sparsify_",
     "square_block_mask",
     "two_four_mask",

@@ -24,6 +24,17 @@ def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
     return q, scale
 
 
+def quantize_fixed(x: Tensor, input_scale: Tensor) -> tuple[Tensor, Tensor]:
+    """With one scale for all of x; see functional.int8_linear."""
+    x, tiny = x.float(), input_scale < SMALLEST_QUANTIZABLE
+    valid = (input_scale >= 0) & input_scale.isfinite()
+    inverse = torch.where(valid & ~tiny, torch.ones_like(input_scale).div(input_scale), 0.0)
+    finite = x.isfinite().all(dim=1)
+    q = torch.where(finite[:, None], x, 0.0).mul(inverse).clamp(-127, 127).round().to(torch.int8)
+    scale = torch.where(tiny, 0.0, input_scale)
+    return q, torch.where(finite & valid, scale, math.nan)
+
+
 def int8_mm(a: Tensor, b: Tensor) -> Tensor:
     return (a.double() @ b.double().T).to(torch.int32)  # every partial sum is below 2^53: exact
 
@@ -44,10 +55,25 @@ def _scaled(
 
 
 def int8_linear(
-    x: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | None, activation: str = "none"
+    x: Tensor,
+    weight: Tensor,
+    weight_scale: Tensor,
+    bias: Tensor | None,
+    activation: str = "none",
+    input_scale: Tensor | None = None,
 ) -> Tensor:
     n, k = weight_scale.shape[0], x.shape[-1]
     if weight.dim() == 4:
         weight = unpack_int8(weight, n, k)
-    q, x_scale = quantize_rows(x.reshape(math.prod(x.shape[:-1]), k))
+    rows = x.reshape(math.prod(x.shape[:-1]), k)
+    q, x_scale = quantize_rows(rows) if input_scale is None else quantize_fixed(rows, input_scale)
     return _scaled(int8_mm(q, weight), x_scale, weight_scale, bias, x, activation)
+
+
+def int8_weight_only_linear(
+    x: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | None, activation: str = "none"
+) -> Tensor:
+    y = (x.float() @ unpack_int8(weight, weight_scale.shape[0], x.shape[-1]).float().T) * weight_scale
+    if bias is not None:
+        y = y + bias.float()
+    return activate(y, activation).to(x.dtype)

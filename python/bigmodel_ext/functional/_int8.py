@@ -9,6 +9,7 @@ from bigmodel_ext.functional._registered import call, ops, require_features
 _quantize_rows = ops.quantize_rows.default
 _int8_mm = ops.int8_mm.default
 _int8_linear = ops.int8_linear.default
+_int8_weight_only_linear = ops.int8_weight_only_linear.default
 
 
 def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -54,6 +55,7 @@ def int8_linear(
     *,
     activation: str | None = None,
     in_features: int | None = None,
+    input_scale: Tensor | None = None,
 ) -> Tensor:
     """A linear layer with int8 weights and activations quantized per row on the fly:
 
@@ -61,7 +63,12 @@ def int8_linear(
     :func:`quantize_rows`; the sum is exact in int32, the rest is float32, rounded once to x's dtype. The activation is
     computed while the results are in the first-level cache, with the accuracy it has in :func:`fused_dropout`.
 
-    Differentiable in x and bias (rounding counts as the identity: ``dx = (dy * weight_scale) @ weight_q``). With an
+    With an `input_scale` s (static quantization) nothing is looked for in x: ``scale[m] = s`` and
+    ``q = round_half_even(min(max(x * (1 / s), -127), 127))``. A row of x with NaN or an infinity still yields NaN;
+    s below 2^-119 counts as 0, where all of q is 0; a negative, infinite or NaN s makes everything NaN.
+
+    Differentiable in x and bias (rounding counts as the identity: ``dx = (dy * weight_scale) @ weight_q``, and 0
+    where an `input_scale` lets x saturate). With an
     activation the backward pass keeps x, computes the product once more for the activation's slope, and can't be
     differentiated in turn.
 
@@ -74,6 +81,7 @@ def int8_linear(
             "none": the identity.
         in_features: K. A packed weight knows it only rounded up: given here, an x of another K is refused, which
             otherwise may pass, its surplus ignored and its lack taken for zeros.
+        input_scale: float32, 0-d; None: each row's own.
 
     Returns:
         [..., N] in x's dtype.
@@ -84,6 +92,43 @@ def int8_linear(
     """
     if in_features is not None:
         require_features(x, in_features)
+    if input_scale is not None:
+        return call(_int8_linear, x, weight_q, weight_scale, bias, activation or "none", input_scale)
     if activation is None:  # one argument more costs 2 % of a small call
         return call(_int8_linear, x, weight_q, weight_scale, bias)
     return call(_int8_linear, x, weight_q, weight_scale, bias, activation)
+
+
+def int8_weight_only_linear(
+    x: Tensor,
+    weight_q: Tensor,
+    weight_scale: Tensor,
+    bias: Tensor | None = None,
+    *,
+    activation: str | None = None,
+    in_features: int | None = None,
+) -> Tensor:
+    """A linear layer with int8 weights and float activations:
+
+    ``y[m,n] = act((sum_k x[m,k] * weight_q[n,k]) * weight_scale[n] + bias[n])``, computed in float32 and rounded once
+    to x's dtype. Weights are read as bytes and converted in registers.
+
+    Differentiable in x and bias (``dx = (dy * weight_scale) @ weight_q``).
+
+    Args:
+        x: [..., K] float32, bfloat16 or float16.
+        weight_q: int8, packed by ``formats.int8.pack``.
+        weight_scale: float32 [N].
+        bias: [N], any floating dtype.
+        activation, in_features: as in :func:`int8_linear`.
+
+    Returns:
+        [..., N] in x's dtype.
+
+    Raises:
+        TypeError: a dtype is not one of those above.
+        ValueError: shapes do not match, or activation is not one that exists.
+    """
+    if in_features is not None:
+        require_features(x, in_features)
+    return call(_int8_weight_only_linear, x, weight_q, weight_scale, bias, activation or "none")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from collections.abc import Container, Mapping
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -12,7 +12,7 @@ from torch import nn
 
 from bigmodel_ext import convert
 from bigmodel_ext.compress.controller import tables
-from bigmodel_ext.compress.controller.build import Builder, fits
+from bigmodel_ext.compress.controller.build import Builder, convert_layer, fits, is_in
 from bigmodel_ext.compress.controller.forms import DENSE, Form
 from bigmodel_ext.compress.controller.frontier import Point
 from bigmodel_ext.compress.controller.search import Found, Search
@@ -93,17 +93,15 @@ def _make(
     context: Context, step: ChooseLayers, model: nn.Module, chosen: Mapping[str, Form], builder: Builder
 ) -> nn.Module:
     model = copy.deepcopy(model)
-    if step.train is not None:
+    if step.train is None:
+        builder.prune_(model, chosen)
+    else:
         _train(context, step, model, chosen)
-
-    def form(layer: nn.Module, fqn: str) -> list[nn.Module]:
-        if step.train is not None:
-            return [builder.from_pruned(fqn, layer, chosen[fqn])]
-        return [copy.deepcopy(builder(fqn, chosen[fqn]))]
-
     changed = {fqn for fqn, own in chosen.items() if own != DENSE}
     if changed:
-        convert.exchange_(model, form, (), lambda layer, fqn: fqn in changed, KINDS)
+        convert.exchange_(
+            model, lambda layer, fqn: [convert_layer(layer, chosen[fqn])], (), partial(is_in, changed), KINDS
+        )
     return model
 
 
@@ -117,7 +115,7 @@ def _train(context: Context, step: ChooseLayers, model: nn.Module, chosen: Mappi
             ratios.setdefault(own.granularity, {})[fqn] = own.sparsity
     pruners: list[MaskPruner | GradualPruner] = []
     for granularity, own_ratios in ratios.items():
-        chosen_layers = partial(_is_in, own_ratios)
+        chosen_layers = partial(is_in, own_ratios)
         if granularity == "2:4":
             masks = MaskPruner(model, granularity=granularity, filter_fn=chosen_layers)
             masks.step()
@@ -131,10 +129,6 @@ def _train(context: Context, step: ChooseLayers, model: nn.Module, chosen: Mappi
             pruner(done)
 
     context.train("layers", model, step.train, on_step)
-
-
-def _is_in(names: Container[str], layer: nn.Module, fqn: str) -> bool:
-    return fqn in names
 
 
 def _details(

@@ -273,8 +273,7 @@ class StructuredPruner:
 
     @property
     def groups(self) -> dict[str, tuple[str, int]]:
-        """The groups that are pruned: by name, what their units are ("channel", "neuron", "head", "width") and how
-        many."""
+        """What is pruned: by group, the kind of its units (channel, neuron, head or width) and how many there are."""
         self._graph = self._graph or self._analysed()
         return {name: (group.kind, group.size) for name, group in self._graph.groups.items()}
 
