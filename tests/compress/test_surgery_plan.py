@@ -127,6 +127,14 @@ class TestRefused:
             replay_surgery(fresh, plan)
         assert_untouched(fresh, before)
 
+    def test_private_attributes_are_not_set(self):
+        plan = as_json(pruned("depthwise"))
+        _change(attributes={"_hidden": [16, 8]})(plan)
+        fresh = make("depthwise")
+        fresh.depthwise._hidden = 16
+        with pytest.raises(ValueError, match="has no size '_hidden' of its own"):
+            replay_surgery(fresh, plan)
+
     def test_no_list(self):
         with pytest.raises(ValueError, match=r"the plan is not a list: \{\}"):
             replay_surgery(make("depthwise"), {})
