@@ -85,7 +85,7 @@ def fit(
 
     Args:
         examples: what to train on; each epoch sees them in a new order, a last incomplete batch left out.
-        loss: loss(model, inputs, targets) -> scalar.
+        loss: loss(model, inputs, targets) -> scalar. Parameters of its own, if it is a module, are trained too.
         seed: of the order of examples.
         augment: changes a batch of inputs.
         on_step: called with the number of steps done after each; here a pruner keeps its masks.
@@ -99,7 +99,8 @@ def fit(
         NonFiniteLossError: a loss is NaN or infinite; the model keeps the weights of the step before.
     """
     generator = torch.Generator().manual_seed(seed)
-    optimizer = torch.optim.AdamW(_groups(model, config.weight_decay), lr=config.learning_rate)
+    trained = nn.ModuleList([model, loss]) if isinstance(loss, nn.Module) else model
+    optimizer = torch.optim.AdamW(_groups(trained, config.weight_decay), lr=config.learning_rate)
     per_epoch = config.steps_per_epoch(len(examples))
     total, step, means = config.steps(len(examples)), 0, []
     for epoch in range(config.epochs):
@@ -114,7 +115,7 @@ def fit(
                 group["lr"] = config.learning_rate * cosine(step, total, config.warmup)
             optimizer.zero_grad()
             value.backward()
-            nn.utils.clip_grad_norm_(model.parameters(), config.clip)
+            nn.utils.clip_grad_norm_(trained.parameters(), config.clip)
             optimizer.step()
             step += 1
             if on_step is not None:
