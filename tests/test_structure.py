@@ -21,7 +21,9 @@ ALLOWED = {
     "functional": ("_checks", "_autograd", "_dispatch", "backends", "functional"),
     "formats": ("_checks", "_native", "_reference", "formats"),
     "nn": ("functional", "formats", "nn"),
-    "compress": ("nn", "functional", "convert", "checkpoint", "compress", "train", "_measure", "_choose", "_machine", "_files"),
+    "compress": (
+        "nn", "functional", "convert", "checkpoint", "compress", "train", "_measure", "_choose", "_machine", "_files",
+    ),
     "train": ("nn", "functional", "convert", "checkpoint", "compress", "train"),
 }  # fmt: skip
 
