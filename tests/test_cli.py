@@ -34,7 +34,7 @@ def _fails(capsys, *argv):
 
 def test_unknown_task_lists_known_ones(capsys, tmp_path):
     code, line = _fails(capsys, "compress", "--task", "numbers", "--out", str(tmp_path / "x"))
-    assert (code, line) == (2, "bigmodel compress: error: --task must be one of digits, got 'numbers'\n")
+    assert (code, line) == (2, "bigmodel compress: error: --task must be one of digits, text, got 'numbers'\n")
     assert not (tmp_path / "x").exists()
 
 

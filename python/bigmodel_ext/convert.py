@@ -38,8 +38,8 @@ from bigmodel_ext._configs import (
 from bigmodel_ext._epilogue import fuse_activation_
 from bigmodel_ext._explain import Explanation, LayerReport, explain
 from bigmodel_ext._fuse import fuse_dropout_
-from bigmodel_ext._masks import block_mask, magnitude_mask, square_block_mask, two_four_mask
-from bigmodel_ext._surgery import COMPRESSED, Changes, Survey, device_of
+from bigmodel_ext._masks import block_mask, largest_mask, magnitude_mask, square_block_mask, two_four_mask
+from bigmodel_ext._surgery import COMPRESSED, KEPT, Changes, Survey, device_of
 
 Model = TypeVar("Model", bound=nn.Module)
 Filter = Callable[[nn.Module, str], bool]
@@ -63,6 +63,36 @@ def _warn(left: dict[str, str], slower: int, nothing: str) -> None:
     warnings.warn(f"{told}: {reasons}", UserWarning, stacklevel=5)
 
 
+def _survey(model: nn.Module, kinds: tuple[type[nn.Module], ...]) -> Survey:
+    if type(model) in kinds:
+        raise ValueError(
+            f"model is itself an nn.{type(model).__name__}, which can't be exchanged in place: use from_float or "
+            "from_dense of the layer wanted (nn.Int8Linear.from_float(model), say), or wrap it in an nn.Sequential"
+        )
+    return Survey(model)
+
+
+def convertible(
+    model: nn.Module, filter_fn: Filter | None = None, kinds: tuple[type[nn.Module], ...] = (nn.Linear,)
+) -> dict[str, nn.Module]:
+    """By name: the layers that :func:`exchange_` would call `make` for, given the same arguments. Calibration looks at
+    these before anything is exchanged; the filter is called once more by `exchange_`.
+
+    Raises: as :func:`exchange_`.
+    """
+    survey = _survey(model, kinds)
+    return {
+        place.fqn: place.module
+        for place in survey.layers(*kinds)
+        if (filter_fn is None or filter_fn(place.module, place.fqn)) and survey.why_not(place) is None
+    }
+
+
+def why_kept(layer: nn.Module) -> str | None:
+    """Why a conversion that was asked for left this layer as it is; None if none was asked for."""
+    return getattr(layer, KEPT, None)
+
+
 def exchange_(
     model: Model,
     make: Callable[[nn.Module, str], Made],
@@ -82,12 +112,7 @@ def exchange_(
 
     Returns, raises: as :func:`quantize_`.
     """
-    survey = Survey(model)
-    if type(model) in kinds:
-        raise ValueError(
-            f"model is itself an nn.{type(model).__name__}, which can't be exchanged in place: use from_float or "
-            "from_dense of the layer wanted (nn.Int8Linear.from_float(model), say), or wrap it in an nn.Sequential"
-        )
+    survey = _survey(model, kinds)
     changes, left, slower = Changes(), dict[str, str](), 0
     with torch.no_grad():
         for place in survey.layers(*kinds):
@@ -166,13 +191,16 @@ __all__ = [
     "UnstructuredSparseWeightConfig",
     "WeightConfig",
     "block_mask",
+    "convertible",
     "exchange_",
     "explain",
     "fuse_activation_",
     "fuse_dropout_",
+    "largest_mask",
     "magnitude_mask",
     "quantize_",
     "sparsify_",
     "square_block_mask",
     "two_four_mask",
+    "why_kept",
 ]

@@ -1,6 +1,6 @@
 import pytest
 import torch
-from bigmodel_ext.compress.prune import GradualPruner, cubic_sparsity
+from bigmodel_ext.compress.prune import GradualPruner, MaskPruner, cubic_sparsity
 from bigmodel_ext.train.loop import CrossEntropy, Examples, TrainConfig, fit
 from torch import nn
 
@@ -37,17 +37,16 @@ def test_schedule_refuses(arguments, message):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"granularity": "row"}, "granularity must be one of weight, 1x4, got 'row'"),
-        ({"layers": {}}, "layers must name at least one"),
+        ({"granularity": "2:4"}, "granularity '2:4' has no steps between"),
         ({"ramp": 0.0}, r"ramp must be in \(0, 1\], got 0.0"),
         ({"every": 0}, "every must be at least 1, got 0"),
-        ({"final": 1.5}, "final must be in"),
     ],
 )
-def test_pruner_refuses(changes, message):
-    arguments = {"layers": {"a": nn.Linear(4, 4)}, "final": 0.5, "steps": 10, **changes}
+def test_gradual_pruner_refuses(changes, message):
+    arguments = {"granularity": "1x4", "ramp": 1.0, "every": 1, **changes}
+    pruner = MaskPruner(nn.Sequential(nn.Linear(4, 4)), granularity=arguments.pop("granularity"))
     with pytest.raises(ValueError, match=message):
-        GradualPruner(**arguments)
+        GradualPruner(pruner, 10, **arguments)
 
 
 def _zero_units(weight, granularity):
@@ -64,7 +63,8 @@ def test_masks_hold_through_training_and_end_exact(granularity, inputs):
     examples = Examples(torch.randn(64, inputs), torch.randint(3, (64,)))
     config = TrainConfig(epochs=6, batch_size=8, learning_rate=1e-2)
     layers = {"first": model[0], "last": model[2]}
-    pruner = GradualPruner(layers, 0.6, config.steps(64), granularity, every=3)
+    masked = MaskPruner(model, granularity=granularity, pruning_ratio=0.6)
+    pruner = GradualPruner(masked, config.steps(64), every=3)
     shares, before = [], {name: torch.zeros_like(layer.weight, dtype=torch.bool) for name, layer in layers.items()}
 
     def step(done):
@@ -87,7 +87,7 @@ def test_the_smallest_go_first():
     layer = nn.Linear(8, 2, bias=False)
     with torch.no_grad():
         layer.weight.copy_(torch.tensor([[1.0, 1, 1, 1, 3, 0, 0, 0], [0.1, 0.1, 0.1, 0.1, 2, 2, 2, 2]]))
-    pruner = GradualPruner({"layer": layer}, 0.5, 1, ramp=1.0)
-    pruner(1)
+    pruner = MaskPruner(nn.Sequential(layer), granularity="1x4")
+    GradualPruner(pruner, 1, ramp=1.0)(1)
     # 1x4 blocks by their sum of squares: 4, 9, 0.04 and 16
     assert torch.equal(layer.weight != 0, torch.tensor([[0, 0, 0, 0, 1, 0, 0, 0], [0, 0, 0, 0, 1, 1, 1, 1]]).bool())

@@ -35,7 +35,7 @@ def test_data_is_what_it_says():
 
 
 def test_unknown_task_lists_known_ones():
-    with pytest.raises(ValueError, match="task must be one of digits, got 'numbers'"):
+    with pytest.raises(ValueError, match="task must be one of digits, text, got 'numbers'"):
         tasks.get("numbers")
 
 

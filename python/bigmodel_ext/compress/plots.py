@@ -114,3 +114,43 @@ def _layers(report: Mapping[str, Any], path: Path) -> None:
         handles=handles, frameon=False, ncols=len(kinds), loc="lower right", bbox_to_anchor=(1, 1), fontsize=8.5
     )
     figure.savefig(path)
+
+
+def pareto(details: Mapping[str, Any], budget: Mapping[str, float], path: Path) -> None:
+    """What the controller tried: score against cost, the budget as a band, the kept ones joined."""
+    import matplotlib
+    from matplotlib.ticker import MaxNLocator
+
+    with matplotlib.rc_context(STYLE):
+        from matplotlib.figure import Figure
+
+        figure = Figure(figsize=(7.5, 4.4), dpi=150, layout="constrained")
+        axes = figure.subplots()
+        scale, unit = (1e3, "latency of the layers' forms, ms") if details["cost"] == "latency" else (1e-3, "size, kB")
+        trials = details["trials"]
+        for within, color, label in ((True, "#2a7fb8", "keeps the budget"), (False, "#d9622b", "rolled back")):
+            own = [t for t in trials if t["within"] == within]
+            axes.scatter(
+                [scale * t["cost"] for t in own], [t["score"] for t in own],
+                s=48, color=color, label=label, zorder=3, edgecolor="white", linewidth=1,
+            )  # fmt: skip
+        best = min((t for t in trials if t["kept"]), key=lambda t: t["cost"], default=None)
+        if best is not None:
+            axes.annotate(
+                "taken", (scale * best["cost"], best["score"]), xytext=(0, 10), textcoords="offset points",
+                ha="center", fontsize=8.5, color="#2a7fb8",
+            )  # fmt: skip
+        axes.axhline(budget["floor"], color="#6a9a6a", lw=1, ls=(0, (4, 3)), zorder=1)
+        axes.axhline(budget["baseline"], color="#4c5a69", lw=1, zorder=1)
+        axes.annotate(
+            "the original's score", (0.99, budget["baseline"]), xycoords=("axes fraction", "data"), xytext=(0, 4),
+            textcoords="offset points", ha="right", fontsize=8, color="#4c5a69",
+        )  # fmt: skip
+        axes.annotate(
+            "budget", (0.99, budget["floor"]), xycoords=("axes fraction", "data"), xytext=(0, -11),
+            textcoords="offset points", ha="right", fontsize=8, color="#4d7a4d",
+        )  # fmt: skip
+        axes.xaxis.set_major_locator(MaxNLocator(6))
+        axes.set(xlabel=unit, ylabel="score", title="What was tried")
+        axes.legend(frameon=False, fontsize=8.5, loc="lower right")
+        figure.savefig(path)

@@ -68,7 +68,7 @@ def verdict(report: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def _table(header: Collection[str], body: Collection[Collection[str]]) -> list[str]:
+def table(header: Collection[str], body: Collection[Collection[str]]) -> list[str]:
     rule = ["---", *["---:"] * (len(header) - 1)]
     return ["| " + " | ".join(cells) + " |" for cells in (header, rule, *body)]
 
@@ -98,7 +98,7 @@ def markdown(report: Mapping[str, Any]) -> str:
         "",
         *(f"{line}.  " for line in verdict(report)),
         "",
-        *_table(HEADER, rows(report)),
+        *table(HEADER, rows(report)),
         "",
         f"Accuracy on {data['test']} held-out examples that no choice was made on ({data['train']} trained, "
         f"{data['validation']} for choosing). Size: all tensors of the state dict, as saved. Latency: median at batch "
@@ -117,7 +117,7 @@ def markdown(report: Mapping[str, Any]) -> str:
         "",
         "## Layers",
         "",
-        *_table(layer_header, [_layer_cells(layer) for layer in report["layers"]]),
+        *table(layer_header, [_layer_cells(layer) for layer in report["layers"]]),
         "",
         f"Gain: over the dense float32 layer at {report['layers'][0]['gain_rows']} rows, one thread (`explain`). The "
         'form was chosen on each layer\'s own inputs, where its figures are those under "why".',

@@ -14,7 +14,7 @@ from torch import nn
 
 from bigmodel_ext.compress import select
 from bigmodel_ext.compress.distill import Distillation
-from bigmodel_ext.compress.prune import GradualPruner
+from bigmodel_ext.compress.prune import GradualPruner, MaskPruner
 from bigmodel_ext.train.augment import Augment
 from bigmodel_ext.train.loop import CrossEntropy, Loss, OnStep, TrainConfig, accuracy, fit
 from bigmodel_ext.train.progress import Progress
@@ -163,13 +163,12 @@ def _prune(job: _Job, teacher: Stage, student: Stage) -> Stage:
 
     def make(sparsity: float) -> tuple[nn.Module, float]:
         model = copy.deepcopy(student.model)
-        layers = {
-            fqn: layer
-            for fqn, layer in model.named_modules()
-            if isinstance(layer, nn.Linear) and job.task.prunable(fqn)
-        }
-        pruner = GradualPruner(layers, sparsity, config.steps(len(job.data.train)))
-        return model, job.fit(f"pruned to {sparsity:.0%}", model, loss, config, salt=2, on_step=pruner)
+        pruner = MaskPruner(
+            model, granularity="1x4", pruning_ratio=sparsity,
+            filter_fn=lambda layer, fqn: isinstance(layer, nn.Linear) and job.task.prunable(fqn),
+        )  # fmt: skip
+        gradual = GradualPruner(pruner, config.steps(len(job.data.train)))
+        return model, job.fit(f"pruned to {sparsity:.0%}", model, loss, config, salt=2, on_step=gradual)
 
     tries = [(f"{s:.0%} of 1x4 blocks zero", student.settings, partial(make, s)) for s in job.recipe.sparsities]
     return _first_within(job, "pruned", student, tries)

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -16,13 +17,21 @@ OnStep = Callable[[int], None]
 OnEpoch = Callable[[int, float], None]
 
 
+class Batches(Protocol):
+    """Anything that gives (inputs, targets) batches and can be iterated again: a DataLoader, a list."""
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]: ...
+
+    def __len__(self) -> int: ...
+
+
 class NonFiniteLossError(RuntimeError):
     """Training went astray; the message names stage, epoch and value."""
 
 
 @dataclass(frozen=True)
 class Examples:
-    """inputs [n, ...] and class indices targets [n]."""
+    """inputs [n, ...] and class indices targets: [n], or [n, T] where a model gives logits for each of T positions."""
 
     inputs: Tensor
     targets: Tensor
@@ -39,27 +48,32 @@ class TrainConfig:
     weight_decay: float = 0.05
     warmup: float = 0.1  # share of all steps
     clip: float = 1.0  # norm of the gradient
+    examples: int | None = None  # that an epoch sees, drawn anew for each; None: all
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("epochs", "batch_size", "examples"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
 
     def steps(self, examples: int) -> int:
         return self.epochs * self.steps_per_epoch(examples)
 
     def steps_per_epoch(self, examples: int) -> int:
-        return max(1, examples // self.batch_size)
+        seen = examples if self.examples is None else min(examples, self.examples)
+        return max(1, seen // self.batch_size)
 
 
 @dataclass(frozen=True)
 class CrossEntropy:
-    """Cross-entropy against targets smoothed towards uniform (Szegedy et al. 2016): (1 - s) onehot + s / classes."""
+    """Cross-entropy against targets smoothed towards uniform (Szegedy et al. 2016): (1 - s) onehot + s / classes, its
+    mean over the batch and, where the model gives logits [B, T, classes], over the positions."""
 
     label_smoothing: float = 0.1
 
     def __call__(self, model: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:
-        return F.cross_entropy(model(inputs), targets, label_smoothing=self.label_smoothing)
+        logits = model(inputs)
+        return F.cross_entropy(logits.flatten(0, -2), targets.flatten(), label_smoothing=self.label_smoothing)
 
 
 def cosine(step: int, total: int, warmup: float) -> float:
@@ -71,7 +85,7 @@ def cosine(step: int, total: int, warmup: float) -> float:
 
 def fit(
     model: nn.Module,
-    examples: Examples,
+    examples: Examples | Batches,
     loss: Loss,
     config: TrainConfig,
     *,
@@ -84,7 +98,8 @@ def fit(
     """Train model in place; leaves it in eval mode.
 
     Args:
-        examples: what to train on; each epoch sees them in a new order, a last incomplete batch left out.
+        examples: what to train on. Of Examples, each epoch sees all in a new order, a last incomplete batch left out;
+            batches come in the order, number and size that their iterator gives them.
         loss: loss(model, inputs, targets) -> scalar. Parameters of its own, if it is a module, are trained too.
         seed: of the order of examples.
         augment: changes a batch of inputs.
@@ -101,15 +116,12 @@ def fit(
     generator = torch.Generator().manual_seed(seed)
     trained = nn.ModuleList([model, loss]) if isinstance(loss, nn.Module) else model
     optimizer = torch.optim.AdamW(_groups(trained, config.weight_decay), lr=config.learning_rate)
-    per_epoch = config.steps_per_epoch(len(examples))
-    total, step, means = config.steps(len(examples)), 0, []
+    total, step, means = total_steps(examples, config), 0, []
     for epoch in range(config.epochs):
         model.train()
-        order, losses = torch.randperm(len(examples), generator=generator), 0.0
-        for i in range(per_epoch):
-            batch = order[i * config.batch_size : (i + 1) * config.batch_size]
-            inputs = examples.inputs[batch]
-            value = loss(model, inputs if augment is None else augment(inputs), examples.targets[batch])
+        losses, first = 0.0, step
+        for inputs, targets in _epoch(examples, config, generator):
+            value = loss(model, inputs if augment is None else augment(inputs), targets)
             losses += _finite(value, stage, epoch + 1)
             for group in optimizer.param_groups:
                 group["lr"] = config.learning_rate * cosine(step, total, config.warmup)
@@ -120,11 +132,28 @@ def fit(
             step += 1
             if on_step is not None:
                 on_step(step)
-        means.append(losses / per_epoch)
+        means.append(losses / max(1, step - first))
         if on_epoch is not None:
             on_epoch(epoch + 1, means[-1])
     model.eval()
     return means
+
+
+def total_steps(examples: Examples | Batches, config: TrainConfig) -> int:
+    """How many steps `fit` takes."""
+    return config.steps(len(examples)) if isinstance(examples, Examples) else config.epochs * len(examples)
+
+
+def _epoch(
+    examples: Examples | Batches, config: TrainConfig, generator: torch.Generator
+) -> Iterator[tuple[Tensor, Tensor]]:
+    if not isinstance(examples, Examples):
+        yield from examples
+        return
+    order = torch.randperm(len(examples), generator=generator)
+    for i in range(config.steps_per_epoch(len(examples))):
+        batch = order[i * config.batch_size : (i + 1) * config.batch_size]
+        yield examples.inputs[batch], examples.targets[batch]
 
 
 def _finite(value: Tensor, stage: str, epoch: int) -> float:
@@ -162,6 +191,6 @@ def outputs(model: nn.Module, inputs: Tensor, batch: int = 256) -> Tensor:
 
 
 def accuracy(model: nn.Module, examples: Examples) -> float:
-    """The share of examples whose largest output is the target's."""
-    hits = outputs(model, examples.inputs).argmax(1) == examples.targets
+    """The share of targets whose output is the largest, over examples and positions."""
+    hits = outputs(model, examples.inputs).argmax(-1) == examples.targets
     return float(hits.double().mean())

@@ -1,4 +1,10 @@
 """Pruning: what is unimportant (importance), how much of it goes (policy), and taking it out (mechanism), apart."""
 
+from bigmodel_ext.compress.prune.importance import IMPORTANCES as IMPORTANCES
+from bigmodel_ext.compress.prune.importance import scores as scores
+from bigmodel_ext.compress.prune.masks import MaskPruner as MaskPruner
+from bigmodel_ext.compress.prune.policy import Policy as Policy
 from bigmodel_ext.compress.prune.schedule import GradualPruner as GradualPruner
+from bigmodel_ext.compress.prune.schedule import cubic as cubic
 from bigmodel_ext.compress.prune.schedule import cubic_sparsity as cubic_sparsity
+from bigmodel_ext.compress.prune.units import Heads as Heads

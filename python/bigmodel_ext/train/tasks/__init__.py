@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from bigmodel_ext.train.tasks import digits
+from bigmodel_ext.train.tasks import digits, text
 from bigmodel_ext.train.tasks._task import Data as Data
+from bigmodel_ext.train.tasks._task import Metric as Metric
 from bigmodel_ext.train.tasks._task import Recipe as Recipe
 from bigmodel_ext.train.tasks._task import Task as Task
 
-TASKS: dict[str, Callable[[], Task]] = {"digits": digits.task}
+TASKS: dict[str, Callable[[], Task]] = {"digits": digits.task, "text": text.task}
 
 
 def get(name: str) -> Task:

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from bigmodel_ext.train.loop import Examples, TrainConfig
+from bigmodel_ext.train.loop import Examples, TrainConfig, accuracy
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,21 @@ class Recipe:
 
 
 @dataclass(frozen=True)
+class Metric:
+    """How good a model is, as a number that is higher for a better one: ``metric(model, examples)``."""
+
+    name: str  # what `show` shows
+    score: Callable[[nn.Module, Examples], float]
+    show: Callable[[float], str]  # a score as people read it
+
+    def __call__(self, model: nn.Module, examples: Examples) -> float:
+        return self.score(model, examples)
+
+
+ACCURACY = Metric("accuracy", accuracy, lambda score: f"{score:.2%}")
+
+
+@dataclass(frozen=True)
 class Task:
     name: str
     load: Callable[[int], Data]  # seed -> data
@@ -46,3 +61,4 @@ class Task:
     recipe: Recipe
     quick: Recipe  # seconds, to see that everything runs; its figures mean nothing
     prunable: Callable[[str], bool] = field(default=lambda fqn: True)  # which linear layers may be pruned
+    metric: Metric = ACCURACY

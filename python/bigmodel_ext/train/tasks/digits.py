@@ -3,16 +3,21 @@ that package, so nothing is downloaded."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from bigmodel_ext.train.cnn import CNN, CNNConfig
 from bigmodel_ext.train.loop import Examples, TrainConfig
 from bigmodel_ext.train.tasks._task import Data, Recipe, Task
 from bigmodel_ext.train.vit import ViT, ViTConfig
 
+MODELS: dict[str, Callable[[Mapping[str, Any]], nn.Module]] = {
+    "vit": lambda settings: ViT(ViTConfig(**settings)),
+    "cnn": lambda settings: CNN(CNNConfig(**settings)),
+}
 TEST_SHARE = 0.25
 VALIDATION_SHARE = 0.15
 
@@ -55,7 +60,16 @@ def load(seed: int) -> Data:
 
 
 def build(settings: Mapping[str, Any]) -> nn.Module:
-    return ViT(ViTConfig(**settings))
+    """A ViT, or with {"model": "cnn"} a CNN; the other settings are those of ViTConfig or CNNConfig.
+
+    Raises:
+        ValueError: there is no such model.
+    """
+    rest = dict(settings)
+    kind = rest.pop("model", "vit")
+    if kind not in MODELS:
+        raise ValueError(f"model must be one of {', '.join(MODELS)}, got {kind!r}")
+    return MODELS[kind](rest)
 
 
 def _prunable(fqn: str) -> bool:

@@ -1,0 +1,1 @@
+"""One call for everything: the steps, what they share, and how each is done."""

@@ -1,0 +1,164 @@
+"""The step `ChooseLayers`: tables, search, and the model that comes of it."""
+
+from __future__ import annotations
+
+import copy
+from collections import Counter
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+from torch import nn
+
+from bigmodel_ext import convert
+from bigmodel_ext.compress import measure
+from bigmodel_ext.compress.controller import tables
+from bigmodel_ext.compress.controller.build import Builder, fits
+from bigmodel_ext.compress.controller.forms import DENSE, Form
+from bigmodel_ext.compress.controller.frontier import Point
+from bigmodel_ext.compress.controller.search import Found, Search
+from bigmodel_ext.compress.pipeline.context import Attempt, Context, Stage, Tried
+from bigmodel_ext.compress.pipeline.steps import ChooseLayers
+from bigmodel_ext.compress.prune import GradualPruner
+from bigmodel_ext.train.loop import total_steps
+
+KINDS = (nn.Linear, nn.Conv2d)
+
+
+def run(context: Context, step: ChooseLayers, before: Stage) -> Stage:
+    model = before.model
+    layers = convert.convertible(model, step.filter_fn, KINDS)
+    if not layers:
+        raise ValueError("the model has no linear or Conv2d layer that can be exchanged, or filter_fn chose none")
+    builder = Builder(model, layers, context.forward_loop)
+    forms = {fqn: _forms(step, fqn, layer) for fqn, layer in layers.items()}
+    points = _points(context, model, layers, forms, builder)
+    fixed = _fixed(context, model, points)
+    best: list[tuple[float, Tried]] = []
+
+    def score(chosen: Mapping[str, Form]) -> float:
+        make = partial(_make, context, step, model, chosen, builder)
+        tried = context.attempt(told(chosen), make, before.fresh, _key(chosen))
+        cost = search.cost(chosen)
+        if context.within(tried.score) and (not best or cost < best[0][0]):
+            best[:] = [(cost, tried)]
+        return tried.score
+
+    search = Search(points, score, context.within, target=context.target, trials=step.trials, fixed=fixed)
+    found = search.run()
+    details = _details(context, search, found, points)
+    attempts = tuple(Attempt(told(t.forms), t.score, t.kept) for t in found.trials)
+    if found.best is None:
+        unchanged = "no combination keeps the budget: every layer stays as it was"
+        context.progress.note(f"  {unchanged}")
+        return Stage(step.name, model, before.fresh, unchanged, before.score, attempts, details)
+    tried = best[0][1]
+    return Stage(step.name, tried.model(), before.fresh, told(found.best.forms), tried.score, attempts, details)
+
+
+def _forms(step: ChooseLayers, fqn: str, layer: nn.Module) -> list[Form]:
+    prunable = step.prune_fn is None or step.prune_fn(layer, fqn)
+    return [DENSE, *(f for f in step.forms if f != DENSE and fits(layer, f) and (prunable or not f.sparsity))]
+
+
+def told(forms: Mapping[str, Form]) -> str:
+    """{"a": int8, "b": int8, "c": dense} -> "2 x int8, 1 x fp32"."""
+    counts = Counter(map(str, forms.values()))
+    return ", ".join(f"{count} x {form}" for form, count in sorted(counts.items()))
+
+
+def _key(forms: Mapping[str, Form]) -> str:
+    return "; ".join(f"{fqn} {form}" for fqn, form in forms.items())
+
+
+def _points(
+    context: Context,
+    model: nn.Module,
+    layers: Mapping[str, nn.Module],
+    forms: Mapping[str, list[Form]],
+    builder: Builder,
+) -> dict[str, list[Point[Form]]]:
+    context.progress.note(f"  {len(layers)} layers: measuring what each form costs, and what it does to the output")
+    if context.cost == "bytes":
+        costs = context.recall("bytes", lambda: tables.byte_costs(layers, forms, builder))
+    else:
+        costs = tables.latency_costs(model, layers, forms, builder, context.calibration[0], context.recall)
+    harm = context.recall("damages", lambda: tables.damages(model, forms, builder, context.calibration))
+    return {
+        fqn: [Point(f, c, d) for f, c, d in zip(own, costs[fqn], harm[fqn], strict=True)] for fqn, own in forms.items()
+    }
+
+
+def _fixed(context: Context, model: nn.Module, points: Mapping[str, list[Point[Form]]]) -> float:
+    """The cost of everything that no form changes."""
+    if context.cost == "bytes":
+        whole = float(measure.state_bytes(model))
+    else:
+        batch = context.calibration[0]
+        whole = context.recall(
+            "latency", lambda: 1e-3 * measure.latencies({"model": model}, batch)["model"]["latency_ms"]
+        )
+    return max(0.0, whole - sum(p.cost for own in points.values() for p in own if p.form == DENSE))
+
+
+def _make(
+    context: Context, step: ChooseLayers, model: nn.Module, chosen: Mapping[str, Form], builder: Builder
+) -> nn.Module:
+    model = copy.deepcopy(model)
+    if step.train is not None:
+        _train(context, step, model, chosen)
+
+    def form(layer: nn.Module, fqn: str) -> list[nn.Module]:
+        if step.train is not None:
+            return [builder.from_pruned(fqn, layer, chosen[fqn])]
+        return [copy.deepcopy(builder(fqn, chosen[fqn]))]
+
+    changed = {fqn for fqn, own in chosen.items() if own != DENSE}
+    if changed:
+        convert.exchange_(model, form, (), lambda layer, fqn: fqn in changed, KINDS)
+    return model
+
+
+def _train(context: Context, step: ChooseLayers, model: nn.Module, chosen: Mapping[str, Form]) -> None:
+    """Prune gradually while the model trains on, each layer to its own share."""
+    assert step.train is not None
+    steps = total_steps(context.data, step.train)
+    groups: dict[Form, dict[str, Any]] = {}
+    for fqn, own in chosen.items():
+        if own.granularity is not None:
+            groups.setdefault(own, {})[fqn] = model.get_submodule(fqn)
+    pruners = [GradualPruner(own, f.sparsity, steps, str(f.granularity)) for f, own in groups.items()]
+
+    def on_step(done: int) -> None:
+        for pruner in pruners:
+            pruner(done)
+
+    context.train("layers", model, step.train, on_step)
+
+
+def _details(
+    context: Context, search: Search[Form], found: Found[Form], points: Mapping[str, list[Point[Form]]]
+) -> dict[str, Any]:
+    """The Pareto report: what was tried, what the tables predict, and each layer's choice."""
+    chosen = search.start if found.best is None else found.best.forms
+    layers = {
+        fqn: {
+            "form": chosen[fqn].as_json(),
+            "told": str(chosen[fqn]),
+            "options": [{"form": str(p.form), "cost": p.cost, "damage": p.damage} for p in own],
+        }
+        for fqn, own in points.items()
+    }
+    counts = range(len(search.moves) + 1)
+    predicted = [(search.cost(c), search.damage(c)) for c in map(search.combination, counts)]
+    return {
+        "cost": context.cost,
+        "target": context.target,
+        "met": found.best is not None and (context.target is None or found.best.cost <= context.target),
+        "layers": layers,
+        "predicted": [{"cost": c, "damage": d} for c, d in predicted],
+        "trials": [
+            {"cost": t.cost, "damage": t.damage, "score": t.score, "within": t.within, "kept": t.kept}
+            for t in found.trials
+        ],
+    }

@@ -1,0 +1,224 @@
+"""compress(model, ...): prune, distill and quantize a user's model under one accuracy budget."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bigmodel_ext.compress import measure
+from bigmodel_ext.compress.controller.budget import Budget, ValidationFn
+from bigmodel_ext.compress.controller.journal import Journal
+from bigmodel_ext.compress.distill import Distillation
+from bigmodel_ext.compress.output import usable_folder
+from bigmodel_ext.compress.pipeline import layers, quantized, structure, students
+from bigmodel_ext.compress.pipeline.context import Context, Stage
+from bigmodel_ext.compress.pipeline.report import Report, summary
+from bigmodel_ext.compress.pipeline.steps import (
+    ChooseLayers,
+    Distill,
+    PruneStructure,
+    Quantize,
+    Step,
+    check_order,
+)
+from bigmodel_ext.train.loop import Batches, Examples, Loss
+from bigmodel_ext.train.progress import Progress, Silent
+
+COSTS = ("latency", "bytes")
+CALIBRATION = 256  # examples that calibration looks at, besides those that latencies are measured with
+JOURNAL_FILE = "journal.jsonl"
+
+_RUNNERS: Mapping[type, Callable[[Context, Any, Stage], Stage]] = {
+    Distill: students.run,
+    PruneStructure: structure.run,
+    ChooseLayers: layers.run,
+    Quantize: quantized.run,
+}
+
+
+@dataclass(frozen=True)
+class Result:
+    """What `compress` found.
+
+    Attributes:
+        model: the compressed model, in eval mode; ``save_model`` writes it.
+        plan: JSON: what each step did ({"step", "setting", and for ChooseLayers each layer's form}).
+        report: str() is a table; ``report.write(folder)`` writes report.json, report.md and plots.
+        fresh: builds the architecture that ``load_model`` brings to the saved model's form.
+    """
+
+    model: nn.Module
+    plan: list[dict[str, Any]]
+    report: Report
+    fresh: Callable[[], nn.Module]
+    stages: tuple[Stage, ...]
+
+
+def compress(
+    model: nn.Module,
+    train_loader: Batches | Examples,
+    validation_fn: ValidationFn,
+    *,
+    max_drop: float = 0.01,
+    drop_type: str = "absolute",
+    constraints: Mapping[str, float | str | None] | None = None,
+    steps: Sequence[Step] = (ChooseLayers(),),
+    loss: Loss | None = None,
+    example_inputs: Tensor | None = None,
+    folder: str | Path | None = None,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Result:
+    """Make a model smaller and faster, at least cost, while ``validation_fn`` loses at most `max_drop`.
+
+    Each step of `steps` tries settings on copies of the model and keeps what holds the budget; what breaks it is rolled
+    back, so the result is at worst the model as it was. The budget is the same for all steps and counts from the
+    original model. Latencies are measured here, on one thread, with the kernels that the layers will run.
+
+    Args:
+        model: any module that maps a batch of inputs to a tensor (or to something with `logits`); it is not changed.
+        train_loader: batches (inputs, targets), iterated again and again (a DataLoader, say), or
+            :class:`train.loop.Examples`. Without training steps only its inputs are used, for calibration.
+        validation_fn: validation_fn(model) -> float, higher is better, on data that training does not see.
+        max_drop, drop_type: see :class:`compress.controller.Budget`.
+        constraints: {"latency": seconds} or {"bytes": number}: what to make as small as the budget allows; with a value
+            (or "40%" of the original's) it is enough to reach that. Default: {"latency": None}, as small as can be.
+        steps: of :mod:`compress.pipeline.steps`, in the order they are done.
+        loss: loss(model, inputs, targets) -> scalar, for steps that train. Default: distillation from `model` together
+            with cross-entropy (:class:`distill.Distillation`).
+        example_inputs: the batch that latencies are measured with. Default: the first of train_loader.
+        folder: where the run's state is kept, so that one that was killed goes on where it was and ends with the same
+            plan. None: nothing is written.
+        seed: of everything random.
+        progress: told what is done.
+
+    Returns:
+        a `Result`.
+
+    Raises:
+        TypeError, ValueError: an argument is not as above; an order of steps can't work (the message says why);
+            validation_fn returned NaN; calibration never reached a layer; `folder` holds another run's state.
+        NonFiniteLossError: a training loss became NaN or infinite.
+    """
+    budget = Budget(validation_fn, max_drop, drop_type)
+    check_order(steps)
+    cost, wanted = _constraint(constraints)
+    original = copy.deepcopy(model).eval()
+    calibration = _calibration(train_loader, example_inputs)
+    path = None if folder is None else usable_folder(Path(folder))
+    about = {
+        "model": _digest(original), "max_drop": max_drop, "drop_type": drop_type, "seed": seed,
+        "constraints": {cost: wanted}, "steps": [_told(step) for step in steps],
+        "example_inputs": list(calibration[0].shape),
+    }  # fmt: skip
+    journal = Journal(None if path is None else path / JOURNAL_FILE, about)
+    context = Context(
+        budget, train_loader, loss or Distillation(original), cost, None, calibration, seed, journal, path,
+        progress or Silent(),
+    )  # fmt: skip
+    context.baseline = float(journal.recall("baseline", lambda: budget.score(original)))
+    context.target = _target(context, original, wanted)
+
+    def fresh() -> nn.Module:
+        return copy.deepcopy(original)
+
+    stages = [Stage("original", original, fresh, "as given", context.baseline)]
+    for i, step in enumerate(steps):
+        context.progress.note(f"{type(step).__name__}:")
+        context.begin(f"{i}-{step.name}")
+        stages.append(_RUNNERS[type(step)](context, step, stages[-1]))
+    report = summary(context, stages)
+    context.clean()
+    plan = [
+        {"step": type(step).__name__, "setting": stage.setting, "score": stage.score, "layers": _plan(stage)}
+        for step, stage in zip(steps, stages[1:], strict=True)
+    ]
+    last = stages[-1]
+    return Result(last.model, plan, report, last.fresh, tuple(stages))
+
+
+def _plan(stage: Stage) -> dict[str, Any]:
+    return {fqn: own["form"] for fqn, own in stage.details.get("layers", {}).items()}
+
+
+def _constraint(constraints: Mapping[str, float | str | None] | None) -> tuple[str, float | str | None]:
+    constraints = {"latency": None} if constraints is None else constraints
+    if len(constraints) != 1 or next(iter(constraints)) not in COSTS:
+        raise ValueError(f"constraints must have one key, {' or '.join(COSTS)}, got {dict(constraints)!r}")
+    ((cost, wanted),) = constraints.items()
+    if isinstance(wanted, str):
+        share = wanted.removesuffix("%")
+        if not wanted.endswith("%") or not share.replace(".", "", 1).isdigit() or not 0 < float(share) <= 100:
+            raise ValueError(f"constraints[{cost!r}] must be a number, or a share as '40%', got {wanted!r}")
+    elif wanted is not None and not (math.isfinite(wanted) and wanted > 0):
+        raise ValueError(f"constraints[{cost!r}] must be finite and above 0, got {wanted}")
+    return cost, wanted
+
+
+def _target(context: Context, original: nn.Module, wanted: float | str | None) -> float | None:
+    if not isinstance(wanted, str):
+        return wanted
+
+    def whole() -> float:
+        if context.cost == "bytes":
+            return float(measure.state_bytes(original))
+        timed = measure.latencies({"original": original}, context.calibration[0])
+        return 1e-3 * timed["original"]["latency_ms"]
+
+    return float(wanted.removesuffix("%")) / 100 * float(context.journal.recall("original's cost", whole))
+
+
+def _calibration(data: Batches | Examples, example_inputs: Tensor | None) -> list[Tensor]:
+    """Batches of inputs, the one for latencies first."""
+    if isinstance(data, Examples):
+        found: list[Tensor] = list(data.inputs[:CALIBRATION].split(64))
+    else:
+        found, seen = [], 0
+        for batch in data:
+            inputs = _inputs(batch)
+            found.append(inputs)
+            seen += len(inputs)
+            if seen >= CALIBRATION:
+                break
+    if not found:
+        raise ValueError("train_loader must yield at least one batch, got none")
+    return found if example_inputs is None else [example_inputs, *found]
+
+
+def _inputs(batch: Any) -> Tensor:
+    if isinstance(batch, Iterable) and not isinstance(batch, (Tensor, Mapping, str)):
+        pair = list(batch)
+        if len(pair) == 2 and isinstance(pair[0], Tensor):
+            return pair[0]
+    raise TypeError(f"train_loader must yield (inputs, targets) with a tensor of inputs, got {type(batch).__name__}")
+
+
+def _digest(model: nn.Module) -> str:
+    """SHA-256 of names, dtypes, shapes and values."""
+    sha = hashlib.sha256()
+    for name, tensor in model.state_dict().items():
+        if isinstance(tensor, Tensor):
+            sha.update(f"{name} {tensor.dtype} {list(tensor.shape)} ".encode())
+            sha.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return sha.hexdigest()
+
+
+def _told(value: Any) -> Any:
+    """A step as JSON: what a resumed run must have the same."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return {"": type(value).__name__, **{f.name: _told(getattr(value, f.name)) for f in fields(value)}}
+    if isinstance(value, Mapping):
+        return {str(key): _told(item) for key, item in value.items()}
+    if isinstance(value, (tuple, list)):
+        return [_told(item) for item in value]
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    return getattr(value, "__qualname__", type(value).__name__)
