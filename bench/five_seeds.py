@@ -31,7 +31,7 @@ def run(seed: int, out: Path, threads: int | None) -> dict[str, Any]:
 def kept(report: dict[str, Any]) -> bool:
     done = report["compressed"]
     return (
-        done["accuracy_drop"] <= MAX_DROP
+        done["drop"] <= MAX_DROP
         and done["times_smaller"] >= TIMES_SMALLER
         and done["times_faster"] >= TIMES_FASTER
         and report["reloaded"]["bit_equal"]
@@ -41,8 +41,8 @@ def kept(report: dict[str, Any]) -> bool:
 def cells(report: dict[str, Any]) -> tuple[str, ...]:
     done = report["compressed"]
     return (
-        str(report["seed"]), f"{report['baseline']['accuracy']:.2%}", f"{done['accuracy']:.2%}",
-        f"{done['accuracy_drop']:+.4f}", f"{done['bytes'] / 1e3:.0f} kB", f"{done['times_smaller']:.1f}x",
+        str(report["seed"]), f"{report['baseline']['score']:.2%}", f"{done['score']:.2%}",
+        f"{done['drop']:+.4f}", f"{done['bytes'] / 1e3:.0f} kB", f"{done['times_smaller']:.1f}x",
         f"{done['times_faster']:.1f}x", "bit-equal" if report["reloaded"]["bit_equal"] else "DIFFERS",
         f"{report['seconds']:.0f}", "kept" if kept(report) else "MISSED",
     )  # fmt: skip

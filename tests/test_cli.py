@@ -32,6 +32,15 @@ def _fails(capsys, *argv):
     return code, captured.err
 
 
+def test_the_tasks_are_listed(capsys):
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(["compress", "--task"])
+    assert capsys.readouterr().err == "bigmodel compress: error: --task must be one of digits, text\n"
+    with pytest.raises(SystemExit, match="0"):
+        cli.main(["compress", "--help"])
+    assert f"({', '.join(tasks.TASKS)})" in capsys.readouterr().out
+
+
 def test_unknown_task_lists_known_ones(capsys, tmp_path):
     code, line = _fails(capsys, "compress", "--task", "numbers", "--out", str(tmp_path / "x"))
     assert (code, line) == (2, "bigmodel compress: error: --task must be one of digits, text, got 'numbers'\n")
@@ -111,8 +120,8 @@ def test_nan_loss_is_one_line_and_exit_code_1(capsys, tmp_path, monkeypatch):
         )
         == 1
     )
-    line = "bigmodel compress: error: the loss became nan in stage 'distilled student', epoch 1\n"
-    assert capsys.readouterr().err == line
+    student = "student width 32, depth 1, heads 1, mlp 128"
+    assert capsys.readouterr().err == f"bigmodel compress: error: the loss became nan in stage '{student}', epoch 1\n"
     assert list(tmp_path.iterdir()) == []
 
 
@@ -166,7 +175,7 @@ def test_ctrl_c_while_writing_leaves_nothing_half_done(tmp_path, monkeypatch, mo
     assert pressed
     names = {file.name for file in tmp_path.iterdir()}
     if moment == "replace":
-        assert names == {"layers.png", "model.safetensors", "report.json", "report.md", "stages.png"}
+        assert names == {"layers.png", "model.safetensors", "pareto.png", "report.json", "report.md", "stages.png"}
         assert (tmp_path / "report.json").read_text() != "earlier"
     else:
         assert names == {"report.json"}

@@ -24,7 +24,7 @@ ALLOWED = {
     "compress": (
         "nn", "functional", "convert", "checkpoint", "compress", "train", "_measure", "_choose", "_machine", "_files",
     ),
-    "train": ("nn", "functional", "convert", "checkpoint", "compress", "train"),
+    "train": ("nn", "functional", "convert", "checkpoint", "compress", "train", "_files"),
 }  # fmt: skip
 
 

@@ -31,20 +31,40 @@ class _Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: error: {message}\n")
 
 
+class _Task(argparse.Action):
+    """The option alone lists what there is."""
+
+    def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, *_: Any) -> None:
+        if values is None:
+            from bigmodel_ext.train.tasks import TASKS
+
+            parser.error(f"--task must be one of {', '.join(TASKS)}")
+        setattr(namespace, self.dest, values)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="bigmodel", description="Compressed PyTorch models that are smaller and faster.")
     parser.add_argument("--version", action="version", version=f"bigmodel_ext {bigmodel_ext.__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="{compress,bench,info}")
     compress = commands.add_parser("compress", help="train a model, compress it, save and check it, and report")
-    compress.add_argument("--task", required=True, help="what to train on (digits)")
+    compress.add_argument("--task", required=True, action=_Task, nargs="?", help="what to train on (digits, text)")
     compress.add_argument("--out", required=True, type=Path, help="folder for model, report and plots")
     compress.add_argument(
-        "--max-drop", type=float, default=0.01, help="accuracy that may be lost, in [0, 1] (%(default)s)"
+        "--max-drop",
+        type=float,
+        default=0.01,
+        help="how much of the task's metric may be lost, in [0, 1] (%(default)s)",
+    )
+    compress.add_argument(
+        "--cost", choices=("latency", "bytes"), default="latency", help="what to make small (%(default)s)"
     )
     compress.add_argument("--seed", type=int, default=0, help="of everything random (%(default)s)")
     compress.add_argument("--threads", type=int, help="for training (torch's default); latencies are always on one")
     compress.add_argument(
         "--quick", action="store_true", help="a few seconds, to see that it runs; accuracies mean nothing"
+    )
+    compress.add_argument(
+        "--resume", action="store_true", help="keep the state in OUT/state, and go on where a killed run was"
     )
     compress.set_defaults(run=_compress)
     _add_bench(commands.add_parser("bench", help="time ours against other packages' kernels on this machine"))
@@ -106,9 +126,10 @@ def _compress(args: argparse.Namespace) -> int:
         torch.set_num_threads(args.threads)
     try:
         report = compress(
-            task, args.out, seed=args.seed, max_drop=args.max_drop, quick=args.quick, progress=for_stream()
-        )
-    except (NonFiniteLossError, RuntimeError, OSError) as error:
+            task, args.out, seed=args.seed, max_drop=args.max_drop, cost=args.cost, quick=args.quick,
+            state=args.out / "state" if args.resume else None, progress=for_stream(),
+        )  # fmt: skip
+    except (NonFiniteLossError, RuntimeError, ValueError, OSError) as error:
         print(f"bigmodel compress: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 1
     _show(report, args.out)
@@ -119,21 +140,24 @@ def _show(report: Mapping[str, Any], out: Path) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from bigmodel_ext.compress.report import HEADER, rows, verdict
+    from bigmodel_ext.compress.report import header, rows, verdict
+    from bigmodel_ext.train import tasks
+
+    show, names = tasks.get(report["task"]).metric.show, header(report)
 
     print()
     if sys.stdout.isatty():
         table = Table(box=None, header_style="bold", padding=(0, 2))
-        for i, name in enumerate(HEADER):
+        for i, name in enumerate(names):
             table.add_column(name, justify="right" if i else "left")
-        for cells in rows(report):
+        for cells in rows(report, show):
             table.add_row(*cells)
         Console().print(table)
     else:
-        for cells in (HEADER, *rows(report)):
+        for cells in (names, *rows(report, show)):
             print(f"{cells[0]:10s}" + "".join(f"{cell:>12s}" for cell in cells[1:]))
     print()
-    for line in verdict(report):
+    for line in verdict(report, show):
         print(line)
     print(f"report: {out / 'report.md'}   ({report['seconds']:.0f} s)")
 

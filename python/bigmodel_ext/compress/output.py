@@ -41,6 +41,11 @@ def staging(out: Path) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+def remove_folder(path: Path) -> None:
+    """It and all in it."""
+    shutil.rmtree(path, ignore_errors=True)
+
+
 @contextmanager
 def _uninterrupted() -> Iterator[None]:
     """Hold Ctrl-C back for the moment that renaming takes."""

@@ -6,13 +6,20 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bigmodel_ext.compress.report import size
+from bigmodel_ext.compress.report import Show, size
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-COLORS = {"teacher": "#4c5a69", "student": "#2a7fb8", "pruned": "#8a63b0", "int8": "#d9622b"}
-KIND_COLORS = {"fp32": "#9aa5b1", "int8": "#2a7fb8", "int8 1x4-sparse": "#d9622b"}
+COLORS = ("#4c5a69", "#2a7fb8", "#d9622b", "#8a63b0", "#4d7a4d")  # of the stages, in their order
+KIND_COLORS = {
+    "dense": "#9aa5b1", "int8": "#2a7fb8", "int8_sparse": "#d9622b", "sparse": "#8a63b0", "semi_sparse": "#4d7a4d",
+    "binary_coded": "#c9a227",
+}  # fmt: skip
+KIND_NAMES = {
+    "dense": "fp32", "int8_sparse": "1x4-sparse int8", "sparse": "sparse fp32", "semi_sparse": "2:4",
+    "binary_coded": "binary-coded",
+}  # fmt: skip
 STYLE: dict[Any, Any] = {
     "font.size": 10, "axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": "#9aa5b1",
     "axes.titlelocation": "left", "axes.titlesize": 11, "axes.titleweight": "bold", "xtick.color": "#4c5a69",
@@ -20,52 +27,58 @@ STYLE: dict[Any, Any] = {
 }  # fmt: skip
 
 
-def write(report: Mapping[str, Any], folder: Path) -> None:
-    """stages.png and layers.png."""
+def write(report: Mapping[str, Any], show: Show, folder: Path) -> None:
+    """stages.png, layers.png and pareto.png."""
     import matplotlib
 
     with matplotlib.rc_context(STYLE):
-        _stages(report, folder / "stages.png")
+        _stages(report, show, folder / "stages.png")
         _layers(report, folder / "layers.png")
+    details, base = report["stages"][-1]["details"], report["baseline"]["validation_score"]
+    floor = base - report["max_drop"] * (abs(base) if report["drop_type"] == "relative" else 1.0)
+    pareto(details, {"baseline": base, "floor": floor}, folder / "pareto.png", report["metric"], show)
 
 
-def _stages(report: Mapping[str, Any], path: Path) -> None:
+def _stages(report: Mapping[str, Any], show: Show, path: Path) -> None:
     from matplotlib.figure import Figure
 
     entries = [report["baseline"], *report["stages"]]
+    base = report["baseline"]["score"]
+    floor = base - report["max_drop"] * (abs(base) if report["drop_type"] == "relative" else 1.0)
     figure = Figure(figsize=(10.5, 4.4), dpi=150, layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True)
-    _path(left, entries, "bytes", report["max_drop"])
-    _path(right, entries, "latency_ms", report["max_drop"])
-    left.set(xlabel="size of all tensors (log scale)", ylabel="held-out accuracy (%)", title="Size")
+    _path(left, entries, "bytes", floor, show)
+    _path(right, entries, "latency_ms", floor, show)
+    left.set(xlabel="size of all tensors (log scale)", ylabel=f"held-out {report['metric']}", title="Size")
     batch = entries[0]["batch"]
     right.set(xlabel=f"latency at batch {batch}, one thread (log scale)", title="Latency")
     figure.savefig(path)
 
 
-def _path(axes: Axes, entries: list[Mapping[str, Any]], key: str, max_drop: float) -> None:
-    """One marker a stage, arrows from each to the next, and the accuracy budget as a band."""
+def _path(axes: Axes, entries: list[Mapping[str, Any]], key: str, floor: float, show: Show) -> None:
+    """One marker a stage, arrows from each to the next, and the budget as a band."""
     from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
-    xs, ys = [entry[key] for entry in entries], [100 * entry["accuracy"] for entry in entries]
+    xs, ys = [entry[key] for entry in entries], [entry["score"] for entry in entries]
     axes.set_xscale("log")
     axes.set_xlim(min(xs) / 2.6, max(xs) * 2.6)
-    low, high = min(*ys, ys[0] - 100 * max_drop), max(ys)
-    margin = max(0.25 * (high - low), 0.15)
-    axes.set_ylim(low - margin, high + 1.6 * margin)
-    axes.set_yticks([tick for tick in MaxNLocator(6).tick_values(low, high) if low - margin <= tick <= 100])
-    axes.axhspan(ys[0] - 100 * max_drop, high + 1.6 * margin, color="#eef4ee", zorder=0)
-    axes.axhline(ys[0] - 100 * max_drop, color="#6a9a6a", lw=1, ls=(0, (4, 3)), zorder=1)
+    low, high = min(*ys, floor), max(ys)
+    margin = max(0.25 * (high - low), 0.0015)
+    top = high + 1.6 * margin
+    axes.set_ylim(low - margin, top)
+    axes.yaxis.set_major_locator(MaxNLocator(6))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: show(y)))
+    axes.axhspan(floor, top, color="#eef4ee", zorder=0)
+    axes.axhline(floor, color="#6a9a6a", lw=1, ls=(0, (4, 3)), zorder=1)
     axes.annotate(
-        f"budget: {100 * max_drop:g} point{'s' * (max_drop != 0.01)} below the teacher",
-        (0.015, ys[0] - 100 * max_drop),
+        "budget", (0.015, floor),
         xycoords=("axes fraction", "data"), xytext=(0, -11), textcoords="offset points", fontsize=8, color="#4d7a4d",
     )  # fmt: skip
     for i in range(len(xs) - 1):
         arrow = {"arrowstyle": "-|>", "color": "#b4bcc6", "lw": 1.4, "shrinkA": 7, "shrinkB": 7}
         axes.annotate("", (xs[i + 1], ys[i + 1]), (xs[i], ys[i]), arrowprops=arrow, zorder=2)
-    for entry, x, y in zip(entries, xs, ys, strict=True):
-        axes.scatter([x], [y], s=75, color=COLORS[entry["name"]], zorder=3, edgecolor="white", linewidth=1.2)
+    for color, x, y in zip(COLORS, xs, ys, strict=False):
+        axes.scatter([x], [y], s=75, color=color, zorder=3, edgecolor="white", linewidth=1.2)
     _labels(axes, entries, xs, ys, key)
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_minor_locator(NullLocator())
@@ -73,17 +86,15 @@ def _path(axes: Axes, entries: list[Mapping[str, Any]], key: str, max_drop: floa
 
 
 def _labels(axes: Axes, entries: list[Mapping[str, Any]], xs: list[float], ys: list[float], key: str) -> None:
-    """Names and values: outwards for the ends of the path. Student and pruned have one size and nearly one accuracy, so
-    the lower of these two has its label below and the other above."""
-    places = {"teacher": (9, 0, "left", "center"), "int8": (-9, 0, "right", "center")}
-    lower = "student" if ys[1] <= ys[2] else "pruned"
-    for entry, x, y in zip(entries, xs, ys, strict=True):
+    """Names and values: outwards for the ends of the path, above the others."""
+    for i, (entry, x, y) in enumerate(zip(entries, xs, ys, strict=True)):
         value = size(round(x)) if key == "bytes" else f"{x:.1f} ms"
-        between = (0, -9, "center", "top") if entry["name"] == lower else (0, 9, "center", "bottom")
-        right, up, ha, va = places.get(entry["name"], between)
+        right, up, ha, va = (9, 0, "left", "center") if i == 0 else (0, 9, "center", "bottom")
+        if i == len(entries) - 1:
+            right, up, ha, va = -9, 0, "right", "center"
         axes.annotate(
             f"{entry['name']}\n{value}", (x, y), xytext=(right, up), textcoords="offset points", ha=ha, va=va,
-            fontsize=8.5, color=COLORS[entry["name"]], linespacing=1.1, zorder=4,
+            fontsize=8.5, color=COLORS[i], linespacing=1.1, zorder=4,
         )  # fmt: skip
 
 
@@ -109,17 +120,19 @@ def _layers(report: Mapping[str, Any], path: Path) -> None:
     axes.set_xlabel(f"times as fast as the dense fp32 layer, {layers[0]['gain_rows']} rows, one thread")
     axes.set_title("Gain per layer")
     kinds = [kind for kind in KIND_COLORS if any(layer["kind"] == kind for layer in layers)]
-    handles = [Patch(color=KIND_COLORS[kind], label=kind) for kind in kinds]
+    handles = [Patch(color=KIND_COLORS[kind], label=KIND_NAMES.get(kind, kind)) for kind in kinds]
     axes.legend(
         handles=handles, frameon=False, ncols=len(kinds), loc="lower right", bbox_to_anchor=(1, 1), fontsize=8.5
     )
     figure.savefig(path)
 
 
-def pareto(details: Mapping[str, Any], budget: Mapping[str, float], path: Path) -> None:
+def pareto(
+    details: Mapping[str, Any], budget: Mapping[str, float], path: Path, metric: str = "score", show: Show | None = None
+) -> None:
     """What the controller tried: score against cost, the budget as a band, the kept ones joined."""
     import matplotlib
-    from matplotlib.ticker import MaxNLocator
+    from matplotlib.ticker import FuncFormatter, MaxNLocator
 
     with matplotlib.rc_context(STYLE):
         from matplotlib.figure import Figure
@@ -151,6 +164,8 @@ def pareto(details: Mapping[str, Any], budget: Mapping[str, float], path: Path) 
             textcoords="offset points", ha="right", fontsize=8, color="#4d7a4d",
         )  # fmt: skip
         axes.xaxis.set_major_locator(MaxNLocator(6))
-        axes.set(xlabel=unit, ylabel="score", title="What was tried")
+        axes.set(xlabel=unit, ylabel=f"validation {metric}", title="What the controller tried")
+        if show is not None:
+            axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: show(y)))
         axes.legend(frameon=False, fontsize=8.5, loc="lower right")
         figure.savefig(path)

@@ -15,7 +15,7 @@ from torch import nn
 
 from bigmodel_ext.checkpoint import load_model
 from bigmodel_ext.compress import measure
-from bigmodel_ext.train.loop import Examples, accuracy, outputs
+from bigmodel_ext.train.loop import Examples, outputs
 from bigmodel_ext.train.tasks import get
 
 
@@ -25,7 +25,7 @@ def check(
     """Load `file` in a fresh process, run it on `examples` and compare with `model`'s outputs.
 
     Returns:
-        a report entry: accuracy, bytes, parameters, latency_ms (timed there, alone) and `bit_equal`.
+        a report entry: score (the task's metric), bytes, parameters, latency_ms (timed there, alone) and `bit_equal`.
 
     Raises:
         RuntimeError: the process failed; the message is its last line.
@@ -51,13 +51,14 @@ def check(
 def _answer(request: Mapping[str, Any]) -> dict[str, Any]:
     """What the fresh process does."""
     torch.set_num_threads(request["threads"])
-    model = load_model(get(request["task"]).build(request["settings"]), request["model"]).eval()
+    task = get(request["task"])
+    model = load_model(task.build(request["settings"]), request["model"]).eval()
     tensors = load_file(request["inputs"])
     examples = Examples(tensors["inputs"], tensors["targets"])
     batch = examples.inputs[: request["batch"]]
     save_file({"outputs": outputs(model, examples.inputs)}, request["outputs"])
     return {
-        "accuracy": accuracy(model, examples),
+        "score": task.metric(model, examples),
         "bytes": measure.state_bytes(model),
         "parameters": measure.parameters(model),
         "latency_ms": measure.latencies({"model": model}, batch)["model"]["latency_ms"],

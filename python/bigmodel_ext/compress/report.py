@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from bigmodel_ext.compress.select import LayerChoice
 from bigmodel_ext.convert import Explanation
 
-HEADER = ("model", "accuracy", "size", "smaller", "latency", "faster")
+Show = Callable[[float], str]  # a score of the task's metric as people read it
 
 
 def size(number: int) -> str:
@@ -21,28 +20,34 @@ def size(number: int) -> str:
     return f"{value:.3g} {unit}" if value < 1000 else f"{value:.0f} {unit}"
 
 
-def layers(choices: Collection[LayerChoice], explanation: Explanation) -> list[dict[str, Any]]:
-    """What explain tells of each linear layer, and why its form was chosen."""
+def layers(details: Mapping[str, Any], explanation: Explanation) -> list[dict[str, Any]]:
+    """What explain tells of each layer that could change, and the times that its form was chosen by."""
     by_name = {row.fqn: row for row in explanation.layers}
     result = []
-    for choice in choices:
-        row = by_name[choice.fqn]
+    for fqn, own in details["layers"].items():
+        row = by_name[fqn]
+        options = {option["form"]: option["cost"] for option in own["options"]}
+        gains = {form: options["fp32"] / max(seconds, 1e-12) for form, seconds in options.items()}
         result.append({
-            "fqn": choice.fqn, "kind": choice.kind, "reason": choice.reason, "rows": choice.rows,
-            "zero_blocks": choice.zero_blocks, "int8_error": choice.error, "measured_gains": choice.gains,
-            "kernel": row.kernel, "isa": row.isa, "bytes": row.bytes, "dense_bytes": row.dense_bytes, "gain": row.gain,
-            "gain_rows": explanation.batch,
+            "fqn": fqn, "form": own["told"], "kind": own["form"]["kind"], "sparsity": own["form"]["sparsity"],
+            "measured_gains": gains, "reason": _reason(own["told"], gains), "kernel": row.kernel, "isa": row.isa,
+            "bytes": row.bytes, "dense_bytes": row.dense_bytes, "gain": row.gain, "gain_rows": explanation.batch,
         })  # fmt: skip
     return result
 
 
-def rows(report: Mapping[str, Any]) -> list[tuple[str, ...]]:
-    """One line of HEADER's cells for each model."""
+def _reason(chosen: str, gains: Mapping[str, float]) -> str:
+    told = ", ".join(f"{form} {gain:.2f}x" for form, gain in gains.items() if form != "fp32")
+    return f"the controller's choice; measured: {told} of fp32" if told else "no other form fits"
+
+
+def rows(report: Mapping[str, Any], show: Show) -> list[tuple[str, ...]]:
+    """One line of `header`'s cells for each model."""
     base = report["baseline"]
     return [
         (
             entry["name"],
-            f"{entry['accuracy']:.2%}",
+            show(entry["score"]),
             size(entry["bytes"]),
             f"{base['bytes'] / entry['bytes']:.1f}x",
             f"{entry['latency_ms']:.2f} ms",
@@ -52,19 +57,23 @@ def rows(report: Mapping[str, Any]) -> list[tuple[str, ...]]:
     ]
 
 
-def verdict(report: Mapping[str, Any]) -> list[str]:
+def header(report: Mapping[str, Any]) -> tuple[str, ...]:
+    return ("model", report["metric"], "size", "smaller", "latency", "faster")
+
+
+def verdict(report: Mapping[str, Any], show: Show) -> list[str]:
     """What it comes to, in plain lines."""
     done, reloaded = report["compressed"], report["reloaded"]
-    change = 100 * (0.0 - done["accuracy_drop"])  # not -drop, which would print -0.00
     budget = "within" if done["within_max_drop"] else "NOT within"
+    allowed = f"{report['max_drop']:g}" if report["drop_type"] == "absolute" else f"{report['max_drop']:.3g} of it"
     same = "bit for bit the saved model's" if reloaded["bit_equal"] else "NOT the saved model's"
     lines = [
-        f"{done['times_smaller']:.1f}x smaller, {done['times_faster']:.1f}x faster; held-out accuracy {change:+.2f} "
-        f"points ({budget} the {100 * report['max_drop']:g} allowed)",
+        f"{done['times_smaller']:.1f}x smaller, {done['times_faster']:.1f}x faster; held-out {report['metric']} "
+        f"{show(report['baseline']['score'])} -> {show(done['score'])} ({budget} the {allowed} allowed)",
         f"reloaded in a fresh process: outputs are {same} ({report['data']['test']} held-out examples)",
     ]
     if report["quick"]:
-        lines.append("a quick run: training was cut short, so accuracies mean nothing")
+        lines.append("a quick run: training was cut short, so scores mean nothing")
     return lines
 
 
@@ -73,12 +82,12 @@ def table(header: Collection[str], body: Collection[Collection[str]]) -> list[st
     return ["| " + " | ".join(cells) + " |" for cells in (header, rule, *body)]
 
 
-def _stage_text(entry: Mapping[str, Any], max_drop: float) -> list[str]:
+def _stage_text(entry: Mapping[str, Any], max_drop: float, show: Show) -> list[str]:
     lines = [f"- **{entry['name']}**: {entry['setting']}."]
     for attempt in entry["attempts"]:
         if not attempt["kept"]:
             lines.append(
-                f"  - rolled back: {attempt['setting']} gave {attempt['validation_accuracy']:.2%} on validation, "
+                f"  - rolled back: {attempt['setting']} gave {show(attempt['score'])} on validation, "
                 f"more than {max_drop:g} below the teacher"
             )
     return lines
@@ -86,41 +95,43 @@ def _stage_text(entry: Mapping[str, Any], max_drop: float) -> list[str]:
 
 def _layer_cells(layer: Mapping[str, Any]) -> tuple[str, ...]:
     gain = "-" if layer["gain"] is None else f"{layer['gain']:.2f}x"
-    return (f"`{layer['fqn']}`", layer["kind"], layer["kernel"] or "torch", size(layer["bytes"]), gain, layer["reason"])
+    return (f"`{layer['fqn']}`", layer["form"], layer["kernel"] or "torch", size(layer["bytes"]), gain, layer["reason"])
 
 
-def markdown(report: Mapping[str, Any]) -> str:
+def markdown(report: Mapping[str, Any], show: Show) -> str:
     """report.md."""
     hardware, base, done, data = (report[key] for key in ("hardware", "baseline", "compressed", "data"))
     layer_header = ("layer", "form", "kernel", "size", "gain", "why")
     lines = [
-        f"# {report['task']}, seed {report['seed']}, at most {report['max_drop']:g} of accuracy to lose",
+        f"# {report['task']}, seed {report['seed']}, at most {report['max_drop']:g} ({report['drop_type']}) of "
+        f"{report['metric']} to lose",
         "",
-        *(f"{line}.  " for line in verdict(report)),
+        *(f"{line}.  " for line in verdict(report, show)),
         "",
-        *table(HEADER, rows(report)),
+        *table(header(report), rows(report, show)),
         "",
-        f"Accuracy on {data['test']} held-out examples that no choice was made on ({data['train']} trained, "
-        f"{data['validation']} for choosing). Size: all tensors of the state dict, as saved. Latency: median at batch "
+        f"The {report['metric']} is that on {data['test']} held-out examples that no choice was made on "
+        f"({data['train']} trained, {data['validation']} for choosing). Size: all tensors of the state "
+        "dict, as saved. Latency: median at batch "
         f"{base['batch']} on one thread, all models taking turns in one process; faster: median of the turns' ratios.",
         "",
         f"{hardware['cpu']}, {hardware['isa'] or 'no kernel of ours'}, {hardware['system']}, "
         f"torch {hardware['torch']}, {hardware['training_threads']} training thread(s), "
         f"{report['seconds']:.0f} s in all.",
         "",
-        "![accuracy against size and latency](stages.png)",
+        "![score against size and latency](stages.png)",
         "",
         "## Stages",
         "",
         f"- **teacher**: {base['setting']}; {base['parameters']:,} parameters.",
-        *(line for entry in report["stages"] for line in _stage_text(entry, report["max_drop"])),
+        *(line for entry in report["stages"] for line in _stage_text(entry, report["max_drop"], show)),
         "",
         "## Layers",
         "",
         *table(layer_header, [_layer_cells(layer) for layer in report["layers"]]),
         "",
         f"Gain: over the dense float32 layer at {report['layers'][0]['gain_rows']} rows, one thread (`explain`). The "
-        'form was chosen on each layer\'s own inputs, where its figures are those under "why".',
+        'form was chosen by times on each layer\'s own inputs, which stand under "why".',
         "",
         "![gain per layer](layers.png)",
         "",
@@ -138,7 +149,7 @@ def markdown(report: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def write(report: Mapping[str, Any], folder: Path) -> None:
+def write(report: Mapping[str, Any], show: Show, folder: Path) -> None:
     """report.json and report.md."""
     (folder / "report.json").write_text(json.dumps(report, indent=2, allow_nan=False) + "\n")
-    (folder / "report.md").write_text(markdown(report))
+    (folder / "report.md").write_text(markdown(report, show))

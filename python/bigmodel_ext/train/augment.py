@@ -228,13 +228,13 @@ class Augment:
             images = change(images, strength, self._generator)
         return images
 
-    def state(self) -> Tensor:
-        """Where the generator is: uint8, for :meth:`restore`."""
-        return self._generator.get_state()
+    def state(self) -> dict[str, Tensor]:
+        """Where the generator is, for :meth:`restore`."""
+        return {"generator": self._generator.get_state()}
 
-    def restore(self, state: Tensor) -> None:
+    def restore(self, state: Mapping[str, Tensor]) -> None:
         """Go on as the Augment did whose state this is."""
-        self._generator.set_state(state)
+        self._generator.set_state(state["generator"])
 
 
 def _check(images: Tensor, name: str) -> None:

@@ -1,67 +1,28 @@
-"""A seeded training loop for any module and loss: AdamW with warm-up and a cosine, clipped gradients."""
+"""A seeded training loop for any module and loss: AdamW, Adam or SGD with warm-up and a cosine and clipped gradients,
+in one process or many, resumable."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-Loss = Callable[[nn.Module, Tensor, Tensor], Tensor]
-OnStep = Callable[[int], None]
-OnEpoch = Callable[[int, float], None]
-
-
-class Batches(Protocol):
-    """Anything that gives (inputs, targets) batches and can be iterated again: a DataLoader, a list."""
-
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]: ...
-
-    def __len__(self) -> int: ...
-
-
-class NonFiniteLossError(RuntimeError):
-    """Training went astray; the message names stage, epoch and value."""
-
-
-@dataclass(frozen=True)
-class Examples:
-    """inputs [n, ...] and class indices targets: [n], or [n, T] where a model gives logits for each of T positions."""
-
-    inputs: Tensor
-    targets: Tensor
-
-    def __len__(self) -> int:
-        return len(self.targets)
-
-
-@dataclass(frozen=True)
-class TrainConfig:
-    epochs: int
-    batch_size: int
-    learning_rate: float
-    weight_decay: float = 0.05
-    warmup: float = 0.1  # share of all steps
-    clip: float = 1.0  # norm of the gradient
-    examples: int | None = None  # that an epoch sees, drawn anew for each; None: all
-
-    def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "examples"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
-
-    def steps(self, examples: int) -> int:
-        return self.epochs * self.steps_per_epoch(examples)
-
-    def steps_per_epoch(self, examples: int) -> int:
-        seen = examples if self.examples is None else min(examples, self.examples)
-        return max(1, seen // self.batch_size)
+from bigmodel_ext.train._run import ALONE as ALONE
+from bigmodel_ext.train._run import Across as Across
+from bigmodel_ext.train._run import Run, device_of
+from bigmodel_ext.train.resume import Resume as Resume
+from bigmodel_ext.train.settings import Batches as Batches
+from bigmodel_ext.train.settings import Examples as Examples
+from bigmodel_ext.train.settings import Loss as Loss
+from bigmodel_ext.train.settings import NonFiniteLossError as NonFiniteLossError
+from bigmodel_ext.train.settings import OnEpoch as OnEpoch
+from bigmodel_ext.train.settings import OnStep as OnStep
+from bigmodel_ext.train.settings import TrainConfig as TrainConfig
+from bigmodel_ext.train.settings import cosine as cosine
 
 
 @dataclass(frozen=True)
@@ -76,13 +37,6 @@ class CrossEntropy:
         return F.cross_entropy(logits.flatten(0, -2), targets.flatten(), label_smoothing=self.label_smoothing)
 
 
-def cosine(step: int, total: int, warmup: float) -> float:
-    """The learning rate's factor: linear to 1 over the first ``warmup * total`` steps, times a half cosine to 0
-    (Loshchilov & Hutter 2017): ``min(1, (step + 1) / warm) * (1 + cos(pi * step / total)) / 2``."""
-    warm = max(1.0, warmup * total)
-    return min(1.0, (step + 1) / warm) * 0.5 * (1 + math.cos(math.pi * step / total))
-
-
 def fit(
     model: nn.Module,
     examples: Examples | Batches,
@@ -94,8 +48,10 @@ def fit(
     on_step: OnStep | None = None,
     on_epoch: OnEpoch | None = None,
     stage: str = "train",
+    resume: Resume | None = None,
+    across: Across = ALONE,
 ) -> list[float]:
-    """Train model in place; leaves it in eval mode.
+    """Train model in place; leaves it in eval mode. Batches are moved to the device that the model is on.
 
     Args:
         examples: what to train on. Of Examples, each epoch sees all in a new order, a last incomplete batch left out;
@@ -106,70 +62,32 @@ def fit(
         on_step: called with the number of steps done after each; here a pruner keeps its masks.
         on_epoch: called with (epochs done, mean loss).
         stage: a name for error messages.
+        resume: where to keep the run's state and go on from. The states of torch's generators belong to it, and those
+            of augment, on_step and loss where they are Stateful; an iterator that draws from another generator does not
+            resume bit for bit.
+        across: the processes to train in; see :mod:`bigmodel_ext.train.distributed`. Of Examples, a batch is
+            batch_size from each; batches are each process's own.
 
     Returns:
         the mean loss of each epoch.
 
     Raises:
         NonFiniteLossError: a loss is NaN or infinite; the model keeps the weights of the step before.
+        ValueError: nothing in the model is trained, there are fewer examples than processes need for one batch, or the
+            file to resume from is damaged or of another run (the model is as it was).
     """
-    generator = torch.Generator().manual_seed(seed)
-    trained = nn.ModuleList([model, loss]) if isinstance(loss, nn.Module) else model
-    optimizer = torch.optim.AdamW(_groups(trained, config.weight_decay), lr=config.learning_rate)
-    total, step, means = total_steps(examples, config), 0, []
-    for epoch in range(config.epochs):
-        model.train()
-        losses, first = 0.0, step
-        for inputs, targets in _epoch(examples, config, generator):
-            value = loss(model, inputs if augment is None else augment(inputs), targets)
-            losses += _finite(value, stage, epoch + 1)
-            for group in optimizer.param_groups:
-                group["lr"] = config.learning_rate * cosine(step, total, config.warmup)
-            optimizer.zero_grad()
-            value.backward()
-            nn.utils.clip_grad_norm_(trained.parameters(), config.clip)
-            optimizer.step()
-            step += 1
-            if on_step is not None:
-                on_step(step)
-        means.append(losses / max(1, step - first))
+    run = Run(model, examples, loss, config, seed, augment, on_step, stage, resume, across)
+    while run.epoch < config.epochs:
+        run.train_epoch()
         if on_epoch is not None:
-            on_epoch(epoch + 1, means[-1])
-    model.eval()
-    return means
+            on_epoch(run.epoch, run.means[-1])
+    run.finish()
+    return run.means
 
 
-def total_steps(examples: Examples | Batches, config: TrainConfig) -> int:
+def total_steps(examples: Examples | Batches, config: TrainConfig, processes: int = 1) -> int:
     """How many steps `fit` takes."""
-    return config.steps(len(examples)) if isinstance(examples, Examples) else config.epochs * len(examples)
-
-
-def _epoch(
-    examples: Examples | Batches, config: TrainConfig, generator: torch.Generator
-) -> Iterator[tuple[Tensor, Tensor]]:
-    if not isinstance(examples, Examples):
-        yield from examples
-        return
-    order = torch.randperm(len(examples), generator=generator)
-    for i in range(config.steps_per_epoch(len(examples))):
-        batch = order[i * config.batch_size : (i + 1) * config.batch_size]
-        yield examples.inputs[batch], examples.targets[batch]
-
-
-def _finite(value: Tensor, stage: str, epoch: int) -> float:
-    number = float(value.detach())
-    if not math.isfinite(number):
-        raise NonFiniteLossError(f"the loss became {number} in stage '{stage}', epoch {epoch}")
-    return number
-
-
-def _groups(model: nn.Module, weight_decay: float) -> list[dict[str, object]]:
-    """Matrices decay; biases and norms do not."""
-    trained = [p for p in model.parameters() if p.requires_grad]
-    return [
-        {"params": [p for p in trained if p.dim() >= 2], "weight_decay": weight_decay},
-        {"params": [p for p in trained if p.dim() < 2], "weight_decay": 0.0},
-    ]
+    return config.steps(len(examples), processes) if isinstance(examples, Examples) else config.epochs * len(examples)
 
 
 @contextmanager
@@ -187,10 +105,14 @@ def evaluating(model: nn.Module) -> Iterator[nn.Module]:
 def outputs(model: nn.Module, inputs: Tensor, batch: int = 256) -> Tensor:
     """The model's outputs over all inputs, computed in batches."""
     with evaluating(model):
-        return torch.cat([model(inputs[i : i + batch]) for i in range(0, len(inputs), batch)])
+        return torch.cat([model(_to_model(inputs[i : i + batch], model)) for i in range(0, len(inputs), batch)])
+
+
+def _to_model(inputs: Tensor, model: nn.Module) -> Tensor:
+    return inputs.to(device_of(model, inputs.device))
 
 
 def accuracy(model: nn.Module, examples: Examples) -> float:
     """The share of targets whose output is the largest, over examples and positions."""
-    hits = outputs(model, examples.inputs).argmax(-1) == examples.targets
+    hits = outputs(model, examples.inputs).argmax(-1).to(examples.targets.device) == examples.targets
     return float(hits.double().mean())

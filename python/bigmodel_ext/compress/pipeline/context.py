@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from bigmodel_ext.checkpoint import load_model, save_model
 from bigmodel_ext.compress.controller.budget import Budget
 from bigmodel_ext.compress.controller.journal import Journal
+from bigmodel_ext.train.augment import Augment
 from bigmodel_ext.train.loop import Batches, Examples, Loss, OnStep, TrainConfig, fit
 from bigmodel_ext.train.progress import Progress
 
@@ -59,6 +60,7 @@ class Context:
     budget: Budget
     data: Batches | Examples
     loss: Loss
+    augment: Mapping[str, float]
     cost: str  # "latency" or "bytes"
     target: float | None  # seconds or bytes
     calibration: Sequence[Tensor]  # input batches; the first is what latencies are measured with
@@ -124,10 +126,12 @@ class Context:
         self, name: str, model: nn.Module, config: TrainConfig, on_step: OnStep | None = None, loss: Loss | None = None
     ) -> nn.Module:
         """Train the model in place."""
+        seed = 10 * self.seed + self._count
+        augment = Augment(self.augment, seed) if self.augment else None  # one for each training: they may be resumed
         with self.progress.stage(name, config.epochs) as advance:
             fit(
                 model, self.data, loss or self.loss, config,
-                seed=10 * self.seed + self._count, on_step=on_step, on_epoch=advance, stage=name,
+                seed=seed, augment=augment, on_step=on_step, on_epoch=advance, stage=name,
             )  # fmt: skip
         return model
 

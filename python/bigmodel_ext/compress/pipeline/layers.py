@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from functools import partial
 from typing import Any
 
@@ -19,7 +19,7 @@ from bigmodel_ext.compress.controller.frontier import Point
 from bigmodel_ext.compress.controller.search import Found, Search
 from bigmodel_ext.compress.pipeline.context import Attempt, Context, Stage, Tried
 from bigmodel_ext.compress.pipeline.steps import ChooseLayers
-from bigmodel_ext.compress.prune import GradualPruner
+from bigmodel_ext.compress.prune import GradualPruner, MaskPruner
 from bigmodel_ext.train.loop import total_steps
 
 KINDS = (nn.Linear, nn.Conv2d)
@@ -120,20 +120,33 @@ def _make(
 
 
 def _train(context: Context, step: ChooseLayers, model: nn.Module, chosen: Mapping[str, Form]) -> None:
-    """Prune gradually while the model trains on, each layer to its own share."""
+    """Prune gradually while the model trains on, each layer to its own share (2:4, which has no shares, at once)."""
     assert step.train is not None
     steps = total_steps(context.data, step.train)
-    groups: dict[Form, dict[str, Any]] = {}
+    ratios: dict[str, dict[str, float]] = {}
     for fqn, own in chosen.items():
         if own.granularity is not None:
-            groups.setdefault(own, {})[fqn] = model.get_submodule(fqn)
-    pruners = [GradualPruner(own, f.sparsity, steps, str(f.granularity)) for f, own in groups.items()]
+            ratios.setdefault(own.granularity, {})[fqn] = own.sparsity
+    pruners: list[MaskPruner | GradualPruner] = []
+    for granularity, own_ratios in ratios.items():
+        chosen_layers = partial(_is_in, own_ratios)
+        if granularity == "2:4":
+            masks = MaskPruner(model, granularity=granularity, filter_fn=chosen_layers)
+            masks.step()
+            pruners.append(masks)
+        else:
+            masks = MaskPruner(model, granularity=granularity, pruning_ratio_dict=own_ratios, filter_fn=chosen_layers)
+            pruners.append(GradualPruner(masks, steps))
 
     def on_step(done: int) -> None:
         for pruner in pruners:
             pruner(done)
 
     context.train("layers", model, step.train, on_step)
+
+
+def _is_in(names: Container[str], layer: nn.Module, fqn: str) -> bool:
+    return fqn in names
 
 
 def _details(

@@ -72,6 +72,7 @@ def compress(
     constraints: Mapping[str, float | str | None] | None = None,
     steps: Sequence[Step] = (ChooseLayers(),),
     loss: Loss | None = None,
+    augment: Mapping[str, float] | None = None,
     example_inputs: Tensor | None = None,
     folder: str | Path | None = None,
     seed: int = 0,
@@ -94,6 +95,7 @@ def compress(
         steps: of :mod:`compress.pipeline.steps`, in the order they are done.
         loss: loss(model, inputs, targets) -> scalar, for steps that train. Default: distillation from `model` together
             with cross-entropy (:class:`distill.Distillation`).
+        augment: strengths by name, as :class:`train.augment.Augment` has them, for images that are trained on.
         example_inputs: the batch that latencies are measured with. Default: the first of train_loader.
         folder: where the run's state is kept, so that one that was killed goes on where it was and ends with the same
             plan. None: nothing is written.
@@ -117,12 +119,12 @@ def compress(
     about = {
         "model": _digest(original), "max_drop": max_drop, "drop_type": drop_type, "seed": seed,
         "constraints": {cost: wanted}, "steps": [_told(step) for step in steps],
-        "example_inputs": list(calibration[0].shape),
+        "augment": _told(augment), "example_inputs": list(calibration[0].shape),
     }  # fmt: skip
     journal = Journal(None if path is None else path / JOURNAL_FILE, about)
     context = Context(
-        budget, train_loader, loss or Distillation(original), cost, None, calibration, seed, journal, path,
-        progress or Silent(),
+        budget, train_loader, loss or Distillation(original), augment or {}, cost, None, calibration, seed, journal,
+        path, progress or Silent(),
     )  # fmt: skip
     context.baseline = float(journal.recall("baseline", lambda: budget.score(original)))
     context.target = _target(context, original, wanted)

@@ -210,3 +210,17 @@ class MaskPruner:
     def pruned(self) -> dict[str, float]:
         """The share of each masked layer's weights that the masks leave out."""
         return {fqn: 1.0 - float(mask.float().mean()) for fqn, mask in self.masks.items()}
+
+    def state(self) -> dict[str, Tensor]:
+        """What a resumed training needs of this: which units have stayed, and how often `step` was called."""
+        return {"steps": torch.tensor(self._steps), **{f"kept {fqn}": keep for fqn, keep in self._kept.items()}}
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Go on with the masks that another pruner of the same layers had, see `state`; they are applied after the next
+        step. Raises ValueError if they are of other layers."""
+        kept = {name.removeprefix("kept "): keep for name, keep in state.items() if name != "steps"}
+        unknown = sorted(set(kept) - set(self.layers))
+        if unknown:
+            raise ValueError(f"the state has masks of {', '.join(unknown)}, which this pruner does not prune")
+        self._steps, self._kept = int(state["steps"]), kept
+        self._expand()

@@ -3,6 +3,8 @@ important weights are set to zero and kept there."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from torch import Tensor
 
 from bigmodel_ext.compress.prune.masks import MaskPruner
@@ -63,3 +65,11 @@ class GradualPruner:
             self.pruner.prune_to(cubic(step, 0, self.end))
         else:
             self.pruner.apply()
+
+    def state(self) -> dict[str, Tensor]:
+        """The pruner's."""
+        return self.pruner.state()
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Into the pruner."""
+        self.pruner.restore(state)

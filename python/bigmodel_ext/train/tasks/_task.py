@@ -22,7 +22,8 @@ class Data:
 
 @dataclass(frozen=True)
 class Recipe:
-    """Settings in lists are tried in their order, from the boldest, until one keeps within the accuracy budget."""
+    """Students are tried in their order, from the boldest, until one keeps within the accuracy budget; sparsities are
+    what each layer may have."""
 
     teacher: Mapping[str, Any]
     students: tuple[Mapping[str, Any], ...]
@@ -36,6 +37,7 @@ class Recipe:
     soft_weight: float = 0.9  # of the teacher's answers in the loss; the rest is the labels'
     feature_weight: float = 0.0
     latency_batch: int = 256
+    trials: int = 5  # combinations of the layers' forms that are trained
 
 
 @dataclass(frozen=True)
@@ -62,3 +64,4 @@ class Task:
     quick: Recipe  # seconds, to see that everything runs; its figures mean nothing
     prunable: Callable[[str], bool] = field(default=lambda fqn: True)  # which linear layers may be pruned
     metric: Metric = ACCURACY
+    drop_type: str = "absolute"  # what max_drop counts: points of the metric, or ("relative") a share of it
