@@ -22,7 +22,8 @@ ALLOWED = {
     "formats": ("_checks", "_native", "_reference", "formats"),
     "nn": ("functional", "formats", "nn"),
     "compress": (
-        "nn", "functional", "convert", "checkpoint", "compress", "train", "_measure", "_choose", "_machine", "_files",
+        "nn", "functional", "convert", "checkpoint", "_pruned", "_plan_schema", "compress", "train", "_measure",
+        "_choose", "_machine", "_files",
     ),
     "train": ("nn", "functional", "convert", "checkpoint", "compress", "train", "_files"),
 }  # fmt: skip

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from bigmodel_ext._fuse import CHAINS, Chain, block_chains, may_have_chains, shortened
 from bigmodel_ext._plan_schema import Entry, check, require
+from bigmodel_ext._pruned import surgery_plan
 from bigmodel_ext._surgery import Changes, Place, Survey, device_of, without_bias
 from bigmodel_ext.nn import (
     Absorbed,
@@ -41,8 +42,9 @@ _CLASSES: dict[str, type[Compressed]] = {
 
 
 def describe(model: nn.Module) -> list[Entry]:
-    """One entry for each module that is not as the model's code builds it, JSON-serializable."""
-    entries: list[Entry] = []
+    """One entry for each module that is not as the model's code builds it, JSON-serializable; those of pruned modules
+    first, so that a converted one may have two."""
+    entries: list[Entry] = surgery_plan(model)
     for fqn, module in model.named_modules():
         if hasattr(type(module), CHAINS):
             chains = [chain.plan() for chain in getattr(type(module), CHAINS)]
@@ -101,7 +103,8 @@ def _conv_window(conv: nn.Conv2d) -> list[Any]:
 
 
 def replay(survey: Survey, plan: Any) -> tuple[Changes, dict[str, nn.Module]]:
-    """The changes that bring a model as built to the plan's form, and the new modules by name. The model is only read.
+    """The changes that bring a model as built to the plan's form, and the new modules by name. The model is only read;
+    what the plan says of pruning has been done (`_pruned.surgery`), as conversions need the sizes it leaves.
 
     Raises:
         ValueError: the plan is malformed, or does not fit the model.
@@ -114,6 +117,8 @@ def replay(survey: Survey, plan: Any) -> tuple[Changes, dict[str, nn.Module]]:
     absorbed = {id(by_name[e["fqn"]].module) for e in plan if e["kind"] == "absorbed" and e["fqn"] in by_name}
     for entry in plan:
         fqn, kind = entry["fqn"], entry["kind"]
+        if kind == "pruned":
+            continue
         place = by_name.get(fqn)
         if place is None:
             raise ValueError(f"the model has no module {fqn!r}, which the file has as {kind}")

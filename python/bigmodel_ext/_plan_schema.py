@@ -22,6 +22,7 @@ _FIELDS: dict[str, dict[str, Any]] = {
     "absorbed": {},
     "fused_dropout": {"p": float, "activation": str, "num_features": (int, type(None)), "dtype": (str, type(None))},
     "fused_block": {"chains": list},
+    "pruned": {"tensors": dict, "attributes": dict},
 }
 _ACTIVATED = ("int8_linear", "sparse_linear", "int8_sparse_linear")  # these may also have an activation
 _CHAIN = {
@@ -56,3 +57,23 @@ def check(entry: Any) -> None:
     _check_fields(entry, fields, f"plan entry {entry.get('fqn')!r}")
     for chain in entry.get("chains", ()):
         _check_fields(chain, _CHAIN, f"a chain of {entry['fqn']!r}")
+    if kind == "pruned":
+        _check_pruned(entry)
+
+
+def _sizes(value: Any) -> bool:
+    return isinstance(value, list) and all(type(size) is int and size >= 0 for size in value)
+
+
+def _check_pruned(entry: Entry) -> None:
+    for name, tensor in entry["tensors"].items():
+        what = f"plan entry {entry['fqn']!r}, tensor {name!r}"
+        _check_fields(tensor, {"shape": list, "kept": list}, what)
+        pairs = all(isinstance(p, list) and len(p) == 2 and type(p[0]) is int and _sizes(p[1]) for p in tensor["kept"])
+        require(_sizes(tensor["shape"]) and pairs, f"{what} is malformed")
+    for name, change in entry["attributes"].items():
+        pair = isinstance(change, list) and len(change) == 2
+        require(
+            pair and all(type(v) is int or _sizes(v) for v in change),
+            f"plan entry {entry['fqn']!r}: attribute {name!r} is {change!r}, expected [before, after]",
+        )

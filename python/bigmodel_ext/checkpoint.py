@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from bigmodel_ext._files import replacing
 from bigmodel_ext._plan import describe, replay
+from bigmodel_ext._pruned import surgery
 from bigmodel_ext._surgery import Survey
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -196,8 +197,9 @@ def _fill(model: nn.Module, new: dict[str, nn.Module], tensors: dict[str, Tensor
 
 
 def load_model(fresh_model: Model, path: str | os.PathLike[str]) -> Model:
-    """Convert a model, in place, to the form in which `path` holds it, and load its tensors. Outputs are then equal to
-    the saved model's bit for bit (same machine, threads and mode; train or eval mode is not part of the file).
+    """Prune and convert a model, in place, to the form in which `path` holds it, and load its tensors. Outputs are
+    then equal to the saved model's bit for bit (same machine, threads and mode; train or eval mode is not part of the
+    file).
 
     Args:
         fresh_model: the model as its own code builds it, in the dtype it was saved in.
@@ -211,13 +213,17 @@ def load_model(fresh_model: Model, path: str | os.PathLike[str]) -> Model:
             file and what is wrong.
         OSError: the file can't be read.
     """
-    survey = Survey(fresh_model)
+    Survey(fresh_model)  # that it is a module
     with contextlib.ExitStack() as stack:
         try:
             with open(path, "rb"):  # OSErrors as such, before they are taken for damage
                 pass
             plan, tensors, digests = _read(Path(path))
-            changes, new = replay(survey, plan)
+            _require(isinstance(plan, list), f"the plan is not a list: {plan!r}")
+            pruning = surgery(fresh_model, plan)
+            pruning.apply()
+            stack.callback(pruning.revert)
+            changes, new = replay(Survey(fresh_model), plan)
             changes.apply(fresh_model)
             stack.callback(changes.revert)
             _fill(fresh_model, new, tensors, digests)
