@@ -111,7 +111,8 @@ def test_info(capsys, monkeypatch, tmp_path):
 
 def test_nan_loss_is_one_line_and_exit_code_1(capsys, tmp_path, monkeypatch):
     task = tasks.get("digits")
-    broken = replace(task, quick=replace(task.quick, soft_weight=float("nan")))
+    train = replace(task.quick.train_student, learning_rate=float("inf"))
+    broken = replace(task, quick=replace(task.quick, train_student=train))
     monkeypatch.setitem(tasks.TASKS, "digits", lambda: broken)
     assert (
         cli.main(
