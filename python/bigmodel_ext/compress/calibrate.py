@@ -14,12 +14,17 @@ ForwardLoop = Callable[[nn.Module], Any]  # runs the model on calibration data: 
 Observer = Callable[[str, nn.Module, Tensor, Tensor], None]  # (fqn, layer, its input, its output)
 
 
+def is_one_of(module: nn.Module, kinds: tuple[type[nn.Module], ...]) -> bool:
+    """It is of exactly one of these classes, or one of them that rounds like its int8 form (``quantize.prepare``)."""
+    return type(module) in kinds or (getattr(type(module), "_bigmodel_simulated", False) and isinstance(module, kinds))
+
+
 def layers_of(
     model: nn.Module,
     filter_fn: Callable[[nn.Module, str], bool] | None = None,
     kinds: tuple[type[nn.Module], ...] = (nn.Linear, nn.Conv2d),
 ) -> dict[str, nn.Module]:
-    """The model's layers of exactly these classes by name, those that filter_fn(module, fqn) chooses.
+    """The model's layers of exactly these classes (see `is_one_of`) by name, those that filter_fn(module, fqn) chooses.
 
     Raises:
         ValueError: there are none.
@@ -27,7 +32,7 @@ def layers_of(
     found = {
         fqn: module
         for fqn, module in model.named_modules()
-        if type(module) in kinds and (filter_fn is None or filter_fn(module, fqn))
+        if is_one_of(module, kinds) and (filter_fn is None or filter_fn(module, fqn))
     }
     if not found:
         names = " or ".join(f"nn.{kind.__name__}" for kind in kinds)
