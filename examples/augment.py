@@ -19,7 +19,7 @@ moved = Augment({"position": 0.1, "rotate": 15.0, "scale": 0.15, "lighting": 0.1
 for strengths in ({}, {"position": 0.1, "rotate": 15.0, "scale": 0.15, "lighting": 0.1, "noise": 0.03}):
     torch.manual_seed(0)
     model = task.build({"model": "cnn", "width": 16, "depth": 1})
-    fit(model, few, CrossEntropy(), TrainConfig(25, 32, 1e-2), seed=0, augment=Augment(strengths, seed=0))
+    fit(model, few, CrossEntropy(), TrainConfig(20, 32, 1e-2), seed=0, augment=Augment(strengths, seed=0))
     told = "with" if strengths else "without"
     after = Examples(moved, data.test.targets)
     print(f"{told:8s} augmentation, 300 examples: test accuracy {accuracy(model, data.test):.2%}, "

@@ -1,4 +1,4 @@
-"""One call: prune, choose kernels and quantize a model of one's own under an accuracy budget; save it; load it again."""
+"""One call: prune, choose kernels and quantize a model of one's own under an accuracy budget; save and reload it."""
 
 import tempfile
 from pathlib import Path

@@ -25,7 +25,7 @@ def train(batch_size, across):
     model = task.build({"width": 32, "depth": 1, "heads": 2, "mlp": 128})
     MaskPruner(model, pruning_ratio=0.8, ignored_layers=["embed", "head"]).step()
     bm.sparsify_(model, bm.UnstructuredSparseWeightConfig(rows=()), filter_fn=lambda layer, fqn: "blocks" in fqn)
-    config = TrainConfig(6, batch_size, 0.1, weight_decay=1e-4, optimizer="sgd", nesterov=True)
+    config = TrainConfig(4, batch_size, 0.1, weight_decay=1e-4, optimizer="sgd", nesterov=True)
     fit(model, data.train, CrossEntropy(), config, seed=0, across=across)
     return model
 

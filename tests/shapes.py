@@ -26,6 +26,16 @@ def random_mnk(count: int, seed: int = 0) -> list:
 RANDOM = random_mnk(300)
 
 
+# The search for spins, (N, K, group_size): about its 16 rows side by side, 128 inputs to a block of the start and 1024
+# places of the field to an update; groups of one size, a shorter last one, and one longer than K.
+ISING = (
+    *((n, 9, 8) for n in (0, 1, 2, 15, 16, 17, 131)),
+    *((3, k, 8) for k in (0, 1, 7, 8, 9, 16)),
+    *((5, k, 128) for k in (1, 127, 128, 129, 257)),
+    (18, 200, 64), (33, 70, 300), (1, 1030, 512),
+)  # fmt: skip
+
+
 @dataclass(frozen=True)
 class Conv:
     """A convolution: x [b, c, *size], n outputs; padding is (top, bottom, left, right)."""

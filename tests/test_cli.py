@@ -32,6 +32,15 @@ def _fails(capsys, *argv):
     return code, captured.err
 
 
+def test_the_tasks_are_listed(capsys):
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(["compress", "--task"])
+    assert capsys.readouterr().err == "bigmodel compress: error: --task must be one of digits, text\n"
+    with pytest.raises(SystemExit, match="0"):
+        cli.main(["compress", "--help"])
+    assert f"({', '.join(tasks.TASKS)})" in capsys.readouterr().out
+
+
 def test_unknown_task_lists_known_ones(capsys, tmp_path):
     code, line = _fails(capsys, "compress", "--task", "numbers", "--out", str(tmp_path / "x"))
     assert (code, line) == (2, "bigmodel compress: error: --task must be one of digits, text, got 'numbers'\n")

@@ -35,6 +35,14 @@ def _two_four(dtype, grad):
     return values.requires_grad_(grad), index
 
 
+def _codes():
+    return torch.randint(0, 4, (N, K), dtype=torch.uint8)
+
+
+def _scales():
+    return torch.rand(N, -(-K // 8), 2).half()
+
+
 def _bias(grad, dtype=torch.float32):
     return torch.randn(N, dtype=dtype).requires_grad_(grad)
 
@@ -154,6 +162,11 @@ SAMPLES = {
         name: (_matrix(dtype, grad=grad), *b[:3], torch.rand(N) * 0.01, b[3], bias, block.PANEL, *rest)
         for name, bias, rest in (("bias", _bias(grad), ()), ("no bias", None, ()), ("act", _bias(grad), (None, "silu")))
         for b in (_blocks(),)
+    },
+    "ising_start": lambda dtype, grad: {"": (_matrix(rows=N), torch.eye(K), torch.arange(K), _scales(), 8)},
+    "ising_descend": lambda dtype, grad: {
+        "both": (_matrix(rows=N), torch.eye(K), _codes(), _scales(), 8, [0.5, 0.0], True, True, 3),
+        "scales": (_matrix(rows=N), torch.eye(K), _codes(), _scales(), 8, [0.0], False, True, 0),
     },
     "dropout_seed": lambda dtype, grad: {"": (_matrix(dtype),)},
     "fused_dropout": lambda dtype, grad: {

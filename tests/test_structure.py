@@ -22,7 +22,7 @@ ALLOWED = {
     "formats": ("_checks", "_native", "_reference", "formats"),
     "nn": ("functional", "formats", "nn"),
     "compress": (
-        "nn", "functional", "convert", "checkpoint", "_pruned", "_plan_schema", "compress", "train", "_measure",
+        "nn", "functional", "formats", "convert", "checkpoint", "_pruned", "compress", "train", "_measure",
         "_choose", "_machine",
     ),
     "train": ("nn", "functional", "convert", "checkpoint", "compress", "train", "_files"),

@@ -25,6 +25,7 @@ void register_pack_panel_csr(py::module_& m);
 void register_transpose_panel_csr(py::module_& m);
 void register_block_sparse_linear(py::module_& m);
 void register_semi_sparse_linear(py::module_& m);
+void register_ising(py::module_& m);
 }  // namespace bigmodel
 
 PYBIND11_MODULE(_C, m) {
@@ -62,4 +63,5 @@ PYBIND11_MODULE(_C, m) {
   register_transpose_panel_csr(m);
   register_block_sparse_linear(m);
   register_semi_sparse_linear(m);
+  register_ising(m);
 }

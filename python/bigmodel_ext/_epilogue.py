@@ -21,7 +21,14 @@ from torch import fx, nn
 
 from bigmodel_ext._fuse import activation_of, child, traced
 from bigmodel_ext._surgery import Changes, Place, Survey, has_hooks
-from bigmodel_ext.nn import Absorbed, Int8Linear, Int8SparseLinear, Int8WeightOnlyLinear, SparseLinear
+from bigmodel_ext.nn import (
+    Absorbed,
+    BinaryCodedLinear,
+    Int8Linear,
+    Int8SparseLinear,
+    Int8WeightOnlyLinear,
+    SparseLinear,
+)
 from bigmodel_ext.nn._linear import Activated
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -140,7 +147,7 @@ def _pairs(owner: nn.Module) -> Iterator[Pair]:
 def _why_not(survey: Survey, pair: Pair) -> str | None:
     if pair.problem:
         return pair.problem
-    if type(pair.linear) not in (Int8Linear, Int8SparseLinear, Int8WeightOnlyLinear, SparseLinear):
+    if type(pair.linear) not in (BinaryCodedLinear, Int8Linear, Int8SparseLinear, Int8WeightOnlyLinear, SparseLinear):
         return f"{type(pair.linear).__name__} is a subclass, which may change the layer's result"
     for module, name in ((pair.linear, "the layer"), (pair.activation, "the activation")):
         if has_hooks(module, of_state=module is pair.activation):

@@ -65,6 +65,8 @@ block_sparse_linear_grad_values = _C.block_sparse_linear_grad_values
 semi_sparse_linear = _C.semi_sparse_linear
 semi_sparse_linear_grad_input = _C.semi_sparse_linear_grad_input
 semi_sparse_linear_grad_values = _C.semi_sparse_linear_grad_values
+ising_start = _C.ising_start
+ising_descend = _C.ising_descend
 
 
 def new_weight(like: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:

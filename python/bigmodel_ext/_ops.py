@@ -67,6 +67,12 @@ OPS: dict[str, tuple[str, Callable[..., None], Callable[..., Any]]] = {
         checks.check_int8_weight_only_linear,
         lambda x, weight, weight_scale, *_: _rows(x, weight_scale.shape[0]),
     ),
+    "binary_coded_linear": (
+        "(Tensor x, Tensor packed, Tensor scales, Tensor? bias, SymInt out_features, int group_size,"
+        " str activation='none') -> Tensor",
+        checks.check_binary_coded_linear,
+        lambda x, packed, scales, bias, out_features, *_: _rows(x, out_features),
+    ),
     "int8_conv2d": (
         f"(Tensor x, Tensor weight, Tensor weight_scale, Tensor? bias, {_WINDOW}) -> Tensor",
         checks.check_int8_conv2d,
@@ -127,6 +133,20 @@ OPS: dict[str, tuple[str, Callable[..., None], Callable[..., Any]]] = {
         "(Tensor grad, Tensor x, Tensor index) -> Tensor",
         checks.check_semi_sparse_linear_grad_values,
         lambda grad, x, index: grad.new_empty((*index.shape[:2], 8, 2, 32)),
+    ),
+    "ising_start": (
+        "(Tensor weight, Tensor factor, Tensor order, Tensor alpha, int group_size) -> Tensor",
+        checks.check_ising_start,
+        lambda weight, *_: weight.new_empty(weight.shape, dtype=torch.uint8),
+    ),
+    "ising_descend": (
+        "(Tensor weight, Tensor moments, Tensor codes, Tensor alpha, int group_size, float[] temperatures,"
+        " bool spins, bool scales, int seed) -> (Tensor codes, Tensor alpha)",
+        checks.check_ising_descend,
+        lambda weight, moments, codes, alpha, *_: (
+            codes.new_empty(codes.shape),
+            alpha.new_empty(alpha.shape),
+        ),
     ),
     "int8_sparse_linear": (
         f"(Tensor x, Tensor values, {_INDICES}, Tensor weight_scale, Tensor row_sum, Tensor? bias, int panel,"

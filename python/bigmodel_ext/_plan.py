@@ -16,6 +16,7 @@ from bigmodel_ext._pruned import surgery_plan
 from bigmodel_ext._surgery import Changes, Place, Survey, device_of, without_bias
 from bigmodel_ext.nn import (
     Absorbed,
+    BinaryCodedLinear,
     BlockSparseLinear,
     FusedDropout,
     Int8Conv2d,
@@ -36,6 +37,7 @@ _CLASSES: dict[str, type[Compressed]] = {
     "sparse_conv2d": SparseConv2d,
     "int8_linear": Int8Linear,
     "int8_weight_only_linear": Int8WeightOnlyLinear,
+    "binary_coded_linear": BinaryCodedLinear,
     "sparse_linear": SparseLinear,
     "int8_sparse_linear": Int8SparseLinear,
     "block_sparse_linear": BlockSparseLinear,
@@ -89,9 +91,13 @@ def _shape_of(module: Compressed) -> Entry:
     entry["bias"] = module.bias is not None
     if isinstance(module, Activated) and module.activation != "none":
         entry["activation"] = module.activation
+    if module.coding != "none":
+        entry["coding"] = module.coding
     if isinstance(module, Int8Linear) and module.input_scale is not None:
         entry["static_input"] = True
-    if isinstance(module, BlockSparseLinear):
+    if isinstance(module, BinaryCodedLinear):
+        entry |= {"bits": module.bits, "group_size": module.group_size}
+    elif isinstance(module, BlockSparseLinear):
         entry["blocksize"] = module.blocksize
     elif isinstance(module, Pattern):
         entry["panel"] = module.panel
@@ -165,8 +171,15 @@ def _placed(old: nn.Module) -> dict[str, Any]:
     return {"device": sample.device, "dtype": sample.dtype}
 
 
-def _as_trained(layer: nn.Module, old: nn.Module) -> nn.Module:
-    """layer, with its parameters' requires_grad as old's."""
+def coded_names(plan: list[Entry]) -> set[str]:
+    """Names in the state dict that the plan's layers want entropy-coded in a file."""
+    coded = (entry for entry in plan if "coding" in entry)
+    return {f"{entry['fqn']}.{name}".lstrip(".") for entry in coded for name in _CLASSES[entry["kind"]].codable}
+
+
+def _finished(layer: Compressed, old: nn.Module, entry: Entry) -> nn.Module:
+    """layer, coded as the entry says, with its parameters' requires_grad as old's."""
+    layer.coding = entry.get("coding", "none")
     layer.requires_grad_(next((p.requires_grad for p in old.parameters()), False))
     if isinstance(layer.bias, Tensor) and isinstance(old.bias, Tensor):
         layer.bias.requires_grad_(old.bias.requires_grad)
@@ -182,9 +195,9 @@ def _conv(survey: Survey, place: Place, entry: Entry) -> nn.Module:
     require(have == held, f"{place.fqn!r} is {have} in the model and {held} in the file")
     placed = {"bias": entry["bias"], **_placed(old)}
     if entry["kind"] == "int8_conv2d":
-        return _as_trained(Int8Conv2d(*conv_arguments(old), **placed), old)
+        return _finished(Int8Conv2d(*conv_arguments(old), **placed), old, entry)
     _require_room(entry, old.out_channels * math.prod((old.in_channels // old.groups, *old.kernel_size)))
-    return _as_trained(_resized(SparseConv2d(*conv_arguments(old), **placed, panel=entry["panel"]), entry), old)
+    return _finished(_resized(SparseConv2d(*conv_arguments(old), **placed, panel=entry["panel"]), entry), old, entry)
 
 
 def _linear(survey: Survey, place: Place, entry: Entry) -> nn.Module:
@@ -198,16 +211,18 @@ def _linear(survey: Survey, place: Place, entry: Entry) -> nn.Module:
     )
     placed = _placed(old)
     if cls is BlockSparseLinear:
-        layer: nn.Module = _blocks(entry, placed)
+        layer: Compressed = _blocks(entry, placed)
     elif cls in (SparseLinear, Int8SparseLinear):
         layer = _sparse(cls, entry, placed)
+    elif cls is BinaryCodedLinear:
+        layer = _binary_coded(entry, placed)
     elif cls is Int8Linear:
         layer = Int8Linear(k, n, entry["bias"], **placed, static_input=entry.get("static_input", False))
     else:
         layer = cls(k, n, entry["bias"], **placed)
     if isinstance(layer, Activated):
         layer.activation = entry.get("activation", "none")
-    return _as_trained(layer, old)
+    return _finished(layer, old, entry)
 
 
 def _require_room(entry: Entry, most: int) -> None:
@@ -221,19 +236,27 @@ def _resized(layer: Pattern, entry: Entry) -> Pattern:
     return layer
 
 
-def _sparse(cls: type, entry: Entry, placed: dict[str, Any]) -> nn.Module:
+def _sparse(cls: type, entry: Entry, placed: dict[str, Any]) -> Pattern:
     n, k = entry["out_features"], entry["in_features"]
     _require_room(entry, n * (k if cls is SparseLinear else -(-k // 4)))
     kind = SparseLinear if cls is SparseLinear else Int8SparseLinear
     return _resized(kind(k, n, entry["bias"], **placed, panel=entry["panel"]), entry)
 
 
-def _blocks(entry: Entry, placed: dict[str, Any]) -> nn.Module:
+def _blocks(entry: Entry, placed: dict[str, Any]) -> Pattern:
     n, k, size, stored = (entry[name] for name in ("out_features", "in_features", "blocksize", "stored"))
     require(size in (16, 32, 64), f"{entry['fqn']!r}: blocksize must be 16, 32 or 64, got {size}")
     most = -(-n // size) * -(-k // size)
     require(stored <= most, f"{entry['fqn']!r}: at most {most} blocks can be stored, got {stored}")
     return _resized(BlockSparseLinear(k, n, entry["bias"], **placed, blocksize=size), entry)
+
+
+def _binary_coded(entry: Entry, placed: dict[str, Any]) -> nn.Module:
+    n, k, code = entry["out_features"], entry["in_features"], {name: entry[name] for name in ("bits", "group_size")}
+    try:
+        return BinaryCodedLinear(k, n, entry["bias"], **placed, **code)
+    except ValueError as error:
+        raise ValueError(f"{entry['fqn']!r}: {error}") from error
 
 
 def _without_bias(survey: Survey, place: Place, entry: Entry) -> nn.Module:

@@ -15,6 +15,7 @@ _FIELDS: dict[str, dict[str, Any]] = {
     "sparse_conv2d": {**_CONV, "panel": int, "stored": int},
     "int8_linear": _LINEAR,
     "int8_weight_only_linear": _LINEAR,
+    "binary_coded_linear": {**_LINEAR, "bits": int, "group_size": int},
     "sparse_linear": _SPARSE,
     "int8_sparse_linear": _SPARSE,
     "block_sparse_linear": {**_LINEAR, "blocksize": int, "stored": int},
@@ -26,7 +27,8 @@ _FIELDS: dict[str, dict[str, Any]] = {
     "pruned": {"tensors": dict, "attributes": dict},
 }
 # These may also have an activation.
-_ACTIVATED = ("int8_linear", "int8_weight_only_linear", "sparse_linear", "int8_sparse_linear")
+_ACTIVATED = ("binary_coded_linear", "int8_linear", "int8_weight_only_linear", "sparse_linear", "int8_sparse_linear")
+_CODED = ("int8_conv2d", "int8_linear", "int8_sparse_linear")  # these may have a coding
 _CHAIN = {
     "dropout": str,
     "activation": str,
@@ -56,6 +58,8 @@ def check(entry: Any) -> None:
     fields = {"fqn": str, "kind": str, **_FIELDS[str(kind)]}
     if kind in _ACTIVATED and "activation" in entry:
         fields["activation"] = str
+    if kind in _CODED and "coding" in entry:
+        fields["coding"] = str
     if kind == "int8_linear" and "static_input" in entry:
         fields["static_input"] = bool
     _check_fields(entry, fields, f"plan entry {entry.get('fqn')!r}")

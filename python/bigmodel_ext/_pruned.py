@@ -16,7 +16,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from bigmodel_ext._plan_schema import Entry, check, require
+from bigmodel_ext._plan_schema import Entry as Entry
+from bigmodel_ext._plan_schema import check, require
 
 Model = TypeVar("Model", bound=nn.Module)
 Kept = dict[str, dict[int, list[int]]]  # tensor -> dimension -> indices that stay, ascending

@@ -3,6 +3,7 @@
 int8_conv2d:                      dx = the transposed convolution of g with W         (rounding as below)
 sparse_conv2d:                    the same, dvalues = (dense dW) at the stored positions: a dense backward pass
 int8_linear, int8_sparse_linear:  dx = g W           (rounding counts as the identity: straight-through)
+binary_coded_linear:              dx = g W (as above),  dalpha = (g^T x) summed with the signs,  dbias = sum g
 pack_panel_csr:                   dweight = dvalues at the stored positions
 sparse_linear, block_sparse_linear, semi_sparse_linear:
                                   dx = g W,  dvalues = (g^T x) at the stored positions,  dbias = sum g
@@ -13,4 +14,4 @@ fused_dropout_norm:               the same with g = dh, the gradient that reache
                                   directly and through its normalisation  (once only)
 """
 
-from bigmodel_ext._autograd import blocks, conv, dropout, int8, sparse  # noqa: F401  (each registers its own)
+from bigmodel_ext._autograd import binary_coded, blocks, conv, dropout, int8, sparse  # noqa: F401  (each registers its own)

@@ -7,6 +7,11 @@ compiled kernels repeat it in C++ before they touch memory. Dimensions: M rows o
 from bigmodel_ext._checks._common import ACTIVATIONS as ACTIVATIONS
 from bigmodel_ext._checks._common import FLOATS as FLOATS
 from bigmodel_ext._checks._common import require as require
+from bigmodel_ext._checks.binary_coded import BINARY_MAX_BITS as BINARY_MAX_BITS
+from bigmodel_ext._checks.binary_coded import BINARY_TILE_N as BINARY_TILE_N
+from bigmodel_ext._checks.binary_coded import binary_words as binary_words
+from bigmodel_ext._checks.binary_coded import check_binary_coded_linear as check_binary_coded_linear
+from bigmodel_ext._checks.binary_coded import require_binary_code as require_binary_code
 from bigmodel_ext._checks.blocks import BLOCK_SIZES as BLOCK_SIZES
 from bigmodel_ext._checks.blocks import check_block_sparse_linear as check_block_sparse_linear
 from bigmodel_ext._checks.blocks import check_block_sparse_linear_grad_input as check_block_sparse_linear_grad_input
@@ -29,6 +34,8 @@ from bigmodel_ext._checks.int8 import check_int8_linear as check_int8_linear
 from bigmodel_ext._checks.int8 import check_int8_mm as check_int8_mm
 from bigmodel_ext._checks.int8 import check_int8_weight_only_linear as check_int8_weight_only_linear
 from bigmodel_ext._checks.int8 import check_quantize_rows as check_quantize_rows
+from bigmodel_ext._checks.ising import check_ising_descend as check_ising_descend
+from bigmodel_ext._checks.ising import check_ising_start as check_ising_start
 from bigmodel_ext._checks.sparse import check_int8_sparse_linear as check_int8_sparse_linear
 from bigmodel_ext._checks.sparse import check_pack_panel_csr as check_pack_panel_csr
 from bigmodel_ext._checks.sparse import check_sparse_linear as check_sparse_linear

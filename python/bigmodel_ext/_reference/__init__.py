@@ -1,5 +1,12 @@
 """Every op in plain PyTorch: what runs where no kernel does, and what kernels are tested against. Clear, not fast."""
 
+from bigmodel_ext._reference.binary_coded import binary_alpha as binary_alpha
+from bigmodel_ext._reference.binary_coded import binary_byte_places as binary_byte_places
+from bigmodel_ext._reference.binary_coded import binary_coded_linear as binary_coded_linear
+from bigmodel_ext._reference.binary_coded import binary_decode as binary_decode
+from bigmodel_ext._reference.binary_coded import binary_scales as binary_scales
+from bigmodel_ext._reference.binary_coded import binary_signs as binary_signs
+from bigmodel_ext._reference.binary_coded import binary_spins as binary_spins
 from bigmodel_ext._reference.blocks import block_rows as block_rows
 from bigmodel_ext._reference.blocks import block_sparse_linear as block_sparse_linear
 from bigmodel_ext._reference.blocks import block_sparse_linear_grad_input as block_sparse_linear_grad_input
@@ -36,6 +43,9 @@ from bigmodel_ext._reference.int8 import int8_mm as int8_mm
 from bigmodel_ext._reference.int8 import int8_weight_only_linear as int8_weight_only_linear
 from bigmodel_ext._reference.int8 import quantize_rows as quantize_rows
 from bigmodel_ext._reference.int8 import unpack_int8 as unpack_int8
+from bigmodel_ext._reference.ising import ising_decode as ising_decode
+from bigmodel_ext._reference.ising import ising_descend as ising_descend
+from bigmodel_ext._reference.ising import ising_start as ising_start
 from bigmodel_ext._reference.packing import move_rows as move_rows
 from bigmodel_ext._reference.packing import pack_panel_csr as pack_panel_csr
 from bigmodel_ext._reference.packing import sort_rows as sort_rows

@@ -1,6 +1,7 @@
 """Layers that take the place of nn.Linear, nn.Conv2d and nn.Dropout. Each subclasses what it replaces, keeps its
 attributes and holds plain parameters and buffers, so saving, copying, DDP and FSDP treat it like any other module."""
 
+from bigmodel_ext.nn.binary_coded_linear import BinaryCodedLinear
 from bigmodel_ext.nn.block_sparse_linear import BlockSparseLinear
 from bigmodel_ext.nn.fused_dropout import Absorbed, FusedDropout
 from bigmodel_ext.nn.fused_dropout_norm import FusedDropoutNorm
@@ -14,6 +15,7 @@ from bigmodel_ext.nn.sparse_linear import SparseLinear
 
 __all__ = [
     "Absorbed",
+    "BinaryCodedLinear",
     "BlockSparseLinear",
     "FusedDropout",
     "FusedDropoutNorm",

@@ -8,13 +8,31 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+_INTEGERS = {torch.float32: torch.int32, torch.float16: torch.int16}
+CODINGS = ("none", "rans")
+
 
 class Compressed(nn.Module):
     """A layer whose weight is stored in another form than the class it subclasses has it."""
 
-    float_buffers: tuple[str, ...] = ()  # buffers that stay float32 whatever the model is cast to
+    float_buffers: tuple[str, ...] = ()  # buffers that keep their dtype whatever the model is cast to
     stored: tuple[str, ...] = ()  # what belongs together in a state dict: all of it is loaded, or none
+    codable: tuple[str, ...] = ()  # names in the state dict that files may hold entropy-coded
+    _coding = "none"
     bias: Any  # a Parameter or None
+
+    @property
+    def coding(self) -> str:
+        """How ``save_model`` writes the tensors named by ``codable``: none, as they are, or rans, entropy-coded (see
+        ``formats.coded``; needs constriction). Settable; whatever the weights are when saved is what is coded."""
+        return self._coding
+
+    @coding.setter
+    def coding(self, name: str) -> None:
+        allowed = CODINGS if self.codable else CODINGS[:1]
+        if name not in allowed:
+            raise ValueError(f"coding of {type(self).__name__} must be one of {', '.join(allowed)}, got {name!r}")
+        self._coding = name
 
     @property
     def float_dtype(self) -> torch.dtype:
@@ -22,14 +40,15 @@ class Compressed(nn.Module):
         return torch.float32 if self.bias is None else self.bias.dtype
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
-        # Casts leave integer tensors alone, so the float32 buffers go through them as integers.
-        for name in self.float_buffers:
-            self._buffers[name] = _as(self._buffers[name], torch.int32)
+        # Casts leave integer tensors alone, so the float buffers go through them as integers.
+        dtypes = {name: getattr(self, name).dtype for name in self.float_buffers}
+        for name, dtype in dtypes.items():
+            self._buffers[name] = _as(self._buffers[name], _INTEGERS[dtype])
         try:
             return super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         finally:
-            for name in self.float_buffers:
-                self._buffers[name] = _as(self._buffers[name], torch.float32)
+            for name, dtype in dtypes.items():
+                self._buffers[name] = _as(self._buffers[name], dtype)
 
     def reset_parameters(self) -> None:
         """Zero the stored weights and the bias; a pattern stays."""
@@ -47,6 +66,7 @@ class Compressed(nn.Module):
         unexpected_keys: list[str],
         error_msgs: list[str],
     ) -> None:
+        dtypes = {name: getattr(self, name).dtype for name in self.float_buffers}
         keys = [prefix + name for name in self.stored]
         present = [key for key in keys if key in state_dict]
         problem = self._prepare(*(state_dict[key] for key in keys)) if len(present) == len(keys) else ""
@@ -59,10 +79,10 @@ class Compressed(nn.Module):
         )
         if problem is not None:
             missing_keys[:] = [key for key in missing_keys if key not in present]
-        for name in self.float_buffers:  # load_state_dict(assign=True) may bring any dtype
+        for name, dtype in dtypes.items():  # load_state_dict(assign=True) may bring any
             buffer = self._buffers[name]
             if buffer is not None:
-                self._buffers[name] = buffer.float()
+                self._buffers[name] = buffer.to(dtype)
         if problem is None:
             self._loaded()
 
@@ -78,6 +98,7 @@ class PackedInt8(Compressed):
     """Holds int8 weights packed for the kernel; the state dict has them as ``weight_q``, as they are written."""
 
     float_buffers: tuple[str, ...] = ("weight_scale",)
+    codable = ("weight_q", "weight_scale")
     packed: Tensor
     weight_scale: Tensor
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from bigmodel_ext import _dispatch
 from bigmodel_ext._dispatch import Candidate
-from bigmodel_ext.backends.cpu import blocks, conv, dropout, int8, sparse
+from bigmodel_ext.backends.cpu import blocks, conv, dropout, int8, ising, sparse
 
 
 def _double(x: Tensor) -> str | None:
@@ -35,6 +35,8 @@ _dispatch.register(
         "semi_sparse_linear": Candidate("cpu", blocks.semi_sparse_linear, _double),
         "semi_sparse_linear_grad_input": Candidate("cpu", blocks.semi_sparse_linear_grad_input, _double),
         "semi_sparse_linear_grad_values": Candidate("cpu", blocks.semi_sparse_linear_grad_values, _double),
+        "ising_start": Candidate("cpu", ising.ising_start),
+        "ising_descend": Candidate("cpu", ising.ising_descend),
         "fused_dropout": Candidate("cpu", dropout.fused_dropout, _double),
         "fused_dropout_backward": Candidate("cpu", dropout.fused_dropout_backward, _double),
         "fused_dropout_backward_bias": Candidate("cpu", dropout.fused_dropout_backward_bias, _double),

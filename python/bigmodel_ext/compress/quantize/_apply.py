@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from bigmodel_ext.compress.calibrate import ForwardLoop
-from bigmodel_ext.compress.quantize import dynamic, smooth, static, weight_only
+from bigmodel_ext.compress.quantize import dynamic, hamiltonian, probabilistic, smooth, static, weight_only
 from bigmodel_ext.compress.quantize._report import Report
 from bigmodel_ext.convert import Filter, Int8DynamicActivationInt8WeightConfig
 
@@ -20,6 +20,8 @@ METHODS: dict[type, Apply] = {
     static.Int8StaticActivationInt8WeightConfig: static.apply,
     weight_only.Int8WeightOnlyConfig: weight_only.apply,
     smooth.SmoothQuantConfig: smooth.apply,
+    hamiltonian.HamiltonianConfig: hamiltonian.apply,
+    probabilistic.ProbabilisticInt8Config: probabilistic.apply,
 }
 
 

@@ -4,20 +4,17 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
-from fractions import Fraction
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from bigmodel_ext.compress.prune.structured.units import BATCH_NORMS, CONVS, Group, Size, Slice, coupled
-
-_FEATURE_NORMS = (nn.LayerNorm, nn.RMSNorm)
-_AFFINE = ("weight", "bias", "running_mean", "running_var")
+from bigmodel_ext.compress.prune.structured.parts import FEATURE_NORMS, Part, part_of, units_of
+from bigmodel_ext.compress.prune.structured.units import BATCH_NORMS, CONVS, Group, Size, coupled
 
 
 def torch_pruning() -> Any:
@@ -47,7 +44,7 @@ class Graph:
 def as_it_was(model: nn.Module) -> Iterator[None]:
     """Whatever happens inside, the model's modes, hooks and requires_grad and torch's random state are as before."""
     modes = [(m, m.training) for m in model.modules()]
-    hooks = [(m, m._forward_hooks.copy()) for m in model.modules()]
+    hooks = [(held, held.copy()) for m in model.modules() for held in (m._forward_hooks, m._forward_pre_hooks)]
     wanted = [(p, p.requires_grad) for p in model.parameters()]
     with torch.random.fork_rng(devices=[]):
         try:
@@ -55,11 +52,20 @@ def as_it_was(model: nn.Module) -> Iterator[None]:
         finally:
             for module, training in modes:
                 module.training = training
-            for module, before in hooks:
-                module._forward_hooks.clear()
-                module._forward_hooks.update(before)
+            for held, before in hooks:
+                held.clear()
+                held.update(before)
             for parameter, requires_grad in wanted:
                 parameter.requires_grad_(requires_grad)
+
+
+def tensors(outputs: Any) -> Iterator[Tensor]:
+    """The tensors in a model's outputs: of tuples, lists and dicts, in order."""
+    if isinstance(outputs, Tensor):
+        yield outputs
+    elif isinstance(outputs, (dict, tuple, list)):
+        for value in outputs.values() if isinstance(outputs, dict) else outputs:
+            yield from tensors(value)
 
 
 def call(model: nn.Module, example_inputs: Any, forward_fn: Callable[[nn.Module, Any], Any] | None = None) -> Any:
@@ -70,34 +76,61 @@ def call(model: nn.Module, example_inputs: Any, forward_fn: Callable[[nn.Module,
     return model(*example_inputs) if isinstance(example_inputs, (tuple, list)) else model(example_inputs)
 
 
-def _counted(calls: dict[str, int], fqn: str, layer: Any, args: Any, output: Tensor) -> Tensor | None:
-    """A forward hook. A linear layer of three and more dimensions gives a view, whose autograd node an in-place
-    activation would replace, and with it the layer would vanish from the graph: then a copy goes on."""
-    features = layer.out_channels if isinstance(layer, CONVS) else layer.out_features
-    calls[fqn] = calls.get(fqn, 0) + output.numel() // features
-    return output.clone() if output._is_view() else None
+@dataclass
+class _Watch:
+    """What is done to layers while the model is traced: calls are counted; a linear layer's output of three and more
+    dimensions is a view, whose autograd node an in-place activation would replace, and with it the layer would vanish
+    from the graph, so a copy goes on; and attention, which is known, is cut out between the layers that make its heads,
+    whose outputs are taken for the model's, and the one that reads them."""
+
+    calls: dict[str, int] = field(default_factory=dict)
+    ends: list[Tensor] = field(default_factory=list)
+
+    def see(self, fqn: str, makes_heads: bool, layer: Any, args: Any, output: Tensor) -> Tensor:
+        features = layer.out_channels if isinstance(layer, CONVS) else layer.out_features
+        self.calls[fqn] = self.calls.get(fqn, 0) + output.numel() // features
+        output = output.clone() if output._is_view() else output
+        if makes_heads:
+            self.ends.append(output)
+        return output
+
+    def hook(self, model: nn.Module, heads: Mapping[str, Group]) -> None:
+        made = {fqn for group in heads.values() for fqn in group.layers("out")}
+        read = {fqn for group in heads.values() for fqn in group.layers("in")}
+        for fqn, module in model.named_modules():
+            if type(module) in (nn.Linear, *CONVS):
+                module.register_forward_hook(partial(self.see, fqn, fqn in made))
+            if fqn in read:
+                module.register_forward_pre_hook(lambda module, args: (args[0].detach(), *args[1:]))
 
 
-def trace(model: nn.Module, example_inputs: Any, forward_fn: Callable[[nn.Module, Any], Any] | None = None) -> Graph:
-    """The model's groups, from one call with the example inputs; the model is left as it was.
+def trace(
+    model: nn.Module,
+    example_inputs: Any,
+    forward_fn: Callable[[nn.Module, Any], Any] | None = None,
+    heads: Mapping[str, Group] | None = None,
+) -> Graph:
+    """The model's groups, from one call with the example inputs, those of its heads (which are given) among them; the
+    model is left as it was.
 
     Raises:
         ImportError: torch-pruning is not installed.
         ValueError: the call raises, or the graph can't be told from it.
     """
-    tp, graph = torch_pruning(), Graph()
+    tp, graph, watch = torch_pruning(), Graph(), _Watch()
+    heads = heads or {}
+
+    def forward(model: nn.Module, inputs: Any) -> list[Tensor]:
+        return [t for t in (*tensors(call(model, inputs, forward_fn)), *watch.ends) if t.grad_fn is not None]
+
     with as_it_was(model), torch.enable_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for parameter in model.parameters():
             if parameter.dtype.is_floating_point:
                 parameter.requires_grad_(True)
-        for fqn, module in model.named_modules():
-            if type(module) in (nn.Linear, *CONVS):
-                module.register_forward_hook(partial(_counted, graph.calls, fqn))
+        watch.hook(model, heads)
         try:
-            dg = tp.DependencyGraph().build_dependency(
-                model.eval(), example_inputs, forward_fn=lambda m, x: call(m, x, forward_fn), verbose=False
-            )
+            dg = tp.DependencyGraph().build_dependency(model.eval(), example_inputs, forward_fn=forward, verbose=False)
             found = list(dg.get_all_groups(root_module_types=(*CONVS, nn.Linear, nn.Embedding)))
         except Exception as error:  # whatever user code or the tracer raises
             shown = f"{type(error).__name__}: {error}"
@@ -105,8 +138,14 @@ def trace(model: nn.Module, example_inputs: Any, forward_fn: Callable[[nn.Module
     for group in found:
         _read(graph, model, dg, group)
     seen = {dg._module2name[m] for m in dg.module2node if m in dg._module2name}
-    lost = "the way of its outputs can't be followed"
-    graph.reasons.update({fqn: lost for fqn in graph.calls if fqn not in seen})
+    graph.calls = watch.calls
+    graph.reasons.update({fqn: "the way of its outputs can't be followed" for fqn in graph.calls if fqn not in seen})
+    for fqn, group in heads.items():
+        if {*group.layers("out"), *group.layers("in")} <= set(graph.calls):
+            graph.groups[fqn] = group
+            graph.reasons.update(dict.fromkeys(group.layers("out"), "it belongs to attention heads"))
+        else:
+            graph.reasons[fqn] = "its layers were not called"
     _find_norms(graph, dg)
     return graph
 
@@ -116,18 +155,6 @@ def _find_norms(graph: Graph, dg: Any) -> None:
     for module, node in dg.module2node.items():
         if isinstance(module, CONVS) and len(node.outputs) == 1 and isinstance(node.outputs[0].module, BATCH_NORMS):
             graph.norm_after[names[module]] = names[node.outputs[0].module]
-
-
-@dataclass
-class _Part:
-    """A module's part in a group. couplings: (width, channel of each root): roots whose channels are the same modulo
-    width go together; wide: units are features of a residual stream, which norms look at as a whole."""
-
-    slices: list[Slice]
-    sizes: list[Size]
-    couplings: list[tuple[int, list[int]]] = field(default_factory=list)
-    exact: bool = True
-    wide: bool = False
 
 
 def _read(graph: Graph, model: nn.Module, dg: Any, found: Any) -> None:
@@ -141,7 +168,7 @@ def _read(graph: Graph, model: nn.Module, dg: Any, found: Any) -> None:
             return
         parts.append(part)
     roles = {s.role for part in parts for s in part.slices}
-    units = _units(len(found[0].idxs), [c for part in parts for c in part.couplings])
+    units = units_of(len(found[0].idxs), [c for part in parts for c in part.couplings])
     if not {"in", "out"} <= roles:
         graph.reasons[root] = "no layer that takes its outputs was found"
     elif len(units) < 2:
@@ -151,7 +178,7 @@ def _read(graph: Graph, model: nn.Module, dg: Any, found: Any) -> None:
         graph.sources[root] = (found, units)
 
 
-def _group(model: nn.Module, root: str, parts: list[_Part], units: list[list[int]]) -> Group:
+def _group(model: nn.Module, root: str, parts: list[Part], units: list[list[int]]) -> Group:
     slices = tuple(s for part in parts for s in part.slices)
     convs = any(s.role == "out" and isinstance(model.get_submodule(s.fqn), CONVS) for s in slices)
     kind = "width" if any(part.wide for part in parts) else "channel" if convs else "neuron"
@@ -162,7 +189,7 @@ def _group(model: nn.Module, root: str, parts: list[_Part], units: list[list[int
     return coupled(Group(root, kind, len(units), slices, tuple(sizes), exact=exact), units)
 
 
-def _item(dg: Any, names: dict[int, str], item: Any, size: int) -> _Part | str:
+def _item(dg: Any, names: dict[int, str], item: Any, size: int) -> Part | str:
     """An item of a torch-pruning group; or why the group can't be pruned."""
     node, out = item.dep.target, dg.is_out_channel_pruning_fn(item.dep.handler)
     if any(root is None for root in item.root_idxs):
@@ -178,86 +205,29 @@ def _item(dg: Any, names: dict[int, str], item: Any, size: int) -> _Part | str:
         owner = dg.model.get_submodule(fqn.rpartition(".")[0])
         if type(owner).__module__.startswith("bigmodel_ext.nn"):
             return f"{fqn!r} belongs to a {type(owner).__name__}: prune before converting"
-        if type(owner) in _FEATURE_NORMS:  # nn.RMSNorm: torch-pruning knows its weight only
+        if type(owner) in FEATURE_NORMS:  # nn.RMSNorm: torch-pruning knows its weight only
             module, fqn = owner, fqn.rpartition(".")[0]
-    return _Part([], []) if fqn is None else _part(module, fqn, out, index)
+    return Part([], []) if fqn is None else part_of(module, fqn, out, index)
 
 
-def _part(module: nn.Module, fqn: str, out: bool, index: list[list[int]]) -> _Part | str:
-    """One module's part in a group; or why it can't be pruned."""
-    indices = tuple(tuple(i) for i in index)
-    each = Fraction(max(map(len, index)))
+def prunable(model: nn.Module, graph: Graph, granularity: Collection[str], ignored: Collection[str]) -> Graph:
+    """The graph with only those groups that are to be pruned.
 
-    def held(names: tuple[str, ...], dim: int, role: str) -> list[Slice]:
-        return [Slice(fqn, n, dim, indices, role) for n in names if getattr(module, n, None) is not None]
-
-    if isinstance(module, nn.Parameter):
-        owner, _, name = fqn.rpartition(".")
-        dim = max((d for d, s in enumerate(module.shape) if s > 1), default=0)
-        return _Part([Slice(owner, name, dim, indices, "with")], [], wide=True)
-    if type(module) is nn.Linear:
-        if out:
-            return _Part(held(("weight", "bias"), 0, "out"), [Size(fqn, "out_features", each)])
-        return _Part(held(("weight",), 1, "in"), [Size(fqn, "in_features", each)])
-    if type(module) in CONVS:
-        return _conv_part(module, fqn, out, index)
-    if type(module) in BATCH_NORMS:
-        return _Part(held(_AFFINE, 0, "with"), [Size(fqn, "num_features", each)])
-    if type(module) is nn.GroupNorm:
-        coupling = [(module.num_channels // module.num_groups, [i for group in index for i in group])]
-        return _Part(held(_AFFINE, 0, "with"), [Size(fqn, "num_channels", each)], coupling, exact=False)
-    if type(module) in _FEATURE_NORMS:
-        if len(module.normalized_shape) != 1:  # type: ignore[arg-type]
-            return f"{fqn!r} normalizes over {module.normalized_shape}"
-        return _Part(held(("weight", "bias"), 0, "with"), [Size(fqn, "normalized_shape", each, 0)], wide=True)
-    if type(module) is nn.Embedding:
-        return _Part(held(("weight",), 1, "out"), [Size(fqn, "embedding_dim", each)], wide=True)
-    if type(module) is nn.PReLU:
-        if module.num_parameters == 1:
-            return _Part([], [])
-        return _Part(held(("weight",), 0, "with"), [Size(fqn, "num_parameters", each)])
-    if module.state_dict():
-        return f"{fqn!r} is a {type(module).__name__}, which can't be pruned (conversions come after pruning)"
-    return _Part([], [])
-
-
-def _conv_part(conv: Any, fqn: str, out: bool, index: list[list[int]]) -> _Part | str:
-    groups, each = conv.groups, Fraction(max(map(len, index)))
-    indices = tuple(tuple(i) for i in index)
-    flat = [i for unit in index for i in unit]
-    biases = [Slice(fqn, "bias", 0, indices, "out")] if conv.bias is not None else []
-    if groups == 1:
-        if out:
-            return _Part([Slice(fqn, "weight", 0, indices, "out"), *biases], [Size(fqn, "out_channels", each)])
-        return _Part([Slice(fqn, "weight", 1, indices, "in")], [Size(fqn, "in_channels", each)])
-    if groups == conv.in_channels == conv.out_channels:
-        sizes = [Size(fqn, name, each) for name in ("in_channels", "out_channels", "groups")]
-        return _Part([replace(s, role="with") for s in (Slice(fqn, "weight", 0, indices, "with"), *biases)], sizes)
-    if out:
-        coupling = (conv.out_channels // groups, flat)
-        return _Part([Slice(fqn, "weight", 0, indices, "out"), *biases], [Size(fqn, "out_channels", each)], [coupling])
-    width = conv.in_channels // groups
-    local = tuple(tuple(sorted({i % width for i in unit})) for unit in index)
-    return _Part([Slice(fqn, "weight", 1, local, "in")], [Size(fqn, "in_channels", each)], [(width, flat)])
-
-
-def _units(size: int, couplings: list[tuple[int, list[int]]]) -> list[list[int]]:
-    """Roots 0..size-1 joined where a grouped layer needs the same place of each of its groups to go together."""
-    leader = list(range(size))
-
-    def find(i: int) -> int:
-        while leader[i] != i:
-            leader[i] = leader[leader[i]]
-            i = leader[i]
-        return i
-
-    for width, channel_of_root in couplings:
-        if len(channel_of_root) != size:
-            return []
-        first: dict[int, int] = {}
-        for root, channel in enumerate(channel_of_root):
-            leader[find(root)] = find(first.setdefault(channel % width, root))
-    units: dict[int, list[int]] = {}
-    for i in range(size):
-        units.setdefault(find(i), []).append(i)
-    return list(units.values()) if len({len(u) for u in units.values()}) == 1 else []
+    Raises:
+        ValueError: there are none.
+    """
+    for name, group in list(graph.groups.items()):
+        makers, readers = set(group.layers("out")), set(group.layers("in"))
+        if not (makers | {name}).isdisjoint(ignored) or (group.kind == "head" and not readers.isdisjoint(ignored)):
+            graph.reasons[name] = "it is ignored"
+        elif group.kind not in granularity:
+            graph.reasons[name] = f"its units are {group.kind}s"
+        elif group.size < 2:
+            graph.reasons[name] = f"it has only one {group.kind}"
+        else:
+            continue
+        del graph.groups[name]
+    if not graph.groups:
+        reasons = "; ".join(f"{name or 'the model'}: {why}" for name, why in graph.reasons.items())
+        raise ValueError(f"nothing in {type(model).__name__} can be pruned: {reasons or 'it has no layers'}")
+    return graph

@@ -3,13 +3,12 @@ sizes, is declared by `Heads`, or found where modules use common names."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
 
 from torch import nn
 
-from bigmodel_ext.compress.prune.structured.graph import Graph
 from bigmodel_ext.compress.prune.structured.units import Group, Size, Slice
 
 _COUNTS = ("heads", "num_heads", "n_heads", "n_head", "num_attention_heads")
@@ -184,53 +183,23 @@ def _attributes(owner: nn.Module, fqn: str, layout: Heads, d: int, kv_groups: bo
     return sizes
 
 
-def prunable(
-    model: nn.Module,
-    graph: Graph,
-    *,
-    heads: Mapping[str, Heads],
-    kv_groups: bool,
-    granularity: Collection[str],
-    ignored: Collection[str],
-) -> Graph:
-    """The graph with the model's heads among its groups, and only groups that are to be pruned.
+def head_groups(
+    model: nn.Module, declared: Mapping[str, Heads], kv_groups: bool
+) -> tuple[dict[str, Group], dict[str, str]]:
+    """The heads of the model's attention modules as groups, and why others' can't be, by name of the module.
 
     Raises:
-        ValueError: heads declared are not as declared; nothing is left.
+        ValueError: a module is not as declared.
     """
-    within: set[str] = set()
+    groups, reasons = dict[str, Group](), dict[str, str]()
     for fqn, module in model.named_modules():
-        layout = heads.get(fqn) or find_heads(module)
+        layout = declared.get(fqn) or find_heads(module)
         if layout is None:
             continue
         try:
-            graph.groups[fqn] = head_group(model, fqn, layout, kv_groups)
-            within |= set(graph.groups[fqn].layers("out"))
+            groups[fqn] = head_group(model, fqn, layout, kv_groups)
         except ValueError as error:
-            if fqn in heads:
+            if fqn in declared:
                 raise
-            graph.reasons[fqn] = str(error)
-    for name, group in list(graph.groups.items()):
-        reason = _why_not(graph, group, within, granularity, ignored)
-        if reason is not None:
-            graph.reasons[name] = reason
-            del graph.groups[name]
-    if not graph.groups:
-        reasons = "; ".join(f"{name or 'the model'}: {why}" for name, why in graph.reasons.items())
-        raise ValueError(f"nothing in {type(model).__name__} can be pruned: {reasons or 'it has no layers'}")
-    return graph
-
-
-def _why_not(
-    graph: Graph, group: Group, within: Collection[str], granularity: Collection[str], ignored: Collection[str]
-) -> str | None:
-    makers, readers = set(group.layers("out")), set(group.layers("in"))
-    if group.kind == "head" and not makers | readers <= set(graph.calls):
-        return "its layers were not called"
-    if group.kind != "head" and not makers.isdisjoint(within):
-        return "it belongs to attention heads"
-    if not (makers | {group.name}).isdisjoint(ignored) or (group.kind == "head" and not readers.isdisjoint(ignored)):
-        return "it is ignored"
-    if group.kind not in granularity:
-        return f"its units are {group.kind}s"
-    return f"it has only one {group.kind}" if group.size < 2 else None
+            reasons[fqn] = str(error)
+    return groups, reasons

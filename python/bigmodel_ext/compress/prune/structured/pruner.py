@@ -11,13 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bigmodel_ext._plan_schema import Entry
-from bigmodel_ext._pruned import Cut, Surgery, surgery_plan
+from bigmodel_ext._pruned import Cut, Entry, Surgery, surgery_plan
 from bigmodel_ext.compress.calibrate import ForwardLoop
 from bigmodel_ext.compress.prune.importance import IMPORTANCES
 from bigmodel_ext.compress.prune.structured.eliminate import Reader, eliminate, readers
-from bigmodel_ext.compress.prune.structured.graph import Graph, trace
-from bigmodel_ext.compress.prune.structured.heads import Heads, prunable
+from bigmodel_ext.compress.prune.structured.graph import Graph, prunable, trace
+from bigmodel_ext.compress.prune.structured.heads import Heads, head_groups
 from bigmodel_ext.compress.prune.structured.policy import Cost, Curve, local, macs, ranked, to_macs
 from bigmodel_ext.compress.prune.structured.ranking import by_name, by_object
 from bigmodel_ext.compress.prune.structured.refit import Values, refit
@@ -170,14 +169,14 @@ class StructuredPruner:
         """(names of groups, their ratio, whether it is the rest's) of each set that is ranked together."""
         scopes, taken = list[tuple[set[str], float, bool]](), set[str]()
         for layers, ratio in ratios.items():
+            names: set[str] = set()
             for layer in layers if isinstance(layers, tuple) else (layers,):
-                inside = set(self._inside(layer, "pruning_ratio_dict"))
-                if not any(inside & {name, *group.layers("out")} for name, group in groups.items()):
-                    name = self._fqn(layer, "pruning_ratio_dict")
-                    why = (self._graph or Graph()).reasons.get(name, "it has no units of the granularities asked for")
-                    raise ValueError(f"pruning_ratio_dict names {name!r}, which can't be pruned: {why}")
-            within = {i for x in (layers if isinstance(layers, tuple) else (layers,)) for i in self._inside(x, "")}
-            names = {n for n, g in groups.items() if n not in taken and within & {n, *g.layers("out")}}
+                fqn, inside = self._fqn(layer, "pruning_ratio_dict"), set(self._inside(layer, "pruning_ratio_dict"))
+                found = {fqn} & set(groups) or {n for n, g in groups.items() if inside & set(g.layers("out"))}
+                if not found:
+                    why = (self._graph or Graph()).reasons.get(fqn, "it has no units of the granularities asked for")
+                    raise ValueError(f"pruning_ratio_dict names {fqn!r}, which can't be pruned: {why}")
+                names |= found - taken
             taken |= names
             scopes.append((names, ratio, False))
         scopes.append((set(groups) - taken, self.pruning_ratio, True))
@@ -189,14 +188,10 @@ class StructuredPruner:
         return scopes
 
     def _analysed(self) -> Graph:
-        return prunable(
-            self.model,
-            trace(self.model, self.example_inputs, self.forward_fn),
-            heads=self._heads,
-            kv_groups=self.kv_groups,
-            granularity=self.granularity,
-            ignored=self._ignored,
-        )
+        heads, reasons = head_groups(self.model, self._heads, self.kv_groups)
+        graph = trace(self.model, self.example_inputs, self.forward_fn, heads)
+        graph.reasons.update(reasons)
+        return prunable(self.model, graph, self.granularity, self._ignored)
 
     def step(self) -> Pruned:
         """Prune on to the next step's share of the goal.

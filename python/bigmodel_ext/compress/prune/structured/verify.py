@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from bigmodel_ext._pruned import Surgery
-from bigmodel_ext.compress.prune.structured.graph import as_it_was, call
+from bigmodel_ext.compress.prune.structured.graph import as_it_was, call, tensors
 from bigmodel_ext.compress.prune.structured.units import Group, cuts_of
 
 # What rounding may do, as a share of the largest output. Attention that mixes the wrong channels can be off by little.
@@ -26,7 +26,7 @@ def runner(example_inputs: Any, forward_fn: Callable[[nn.Module, Any], Any] | No
         inputs = _doubled(example_inputs) if exact else example_inputs
         with torch.random.fork_rng(devices=[]), torch.no_grad():
             torch.manual_seed(0)
-            return list(_tensors(call((model.double() if exact else model).eval(), inputs, forward_fn)))
+            return list(tensors(call((model.double() if exact else model).eval(), inputs, forward_fn)))
 
     return run
 
@@ -37,17 +37,6 @@ def _doubled(inputs: Any) -> Any:
     if isinstance(inputs, dict):
         return {name: _doubled(value) for name, value in inputs.items()}
     return type(inputs)(_doubled(value) for value in inputs) if type(inputs) in (tuple, list) else inputs
-
-
-def _tensors(outputs: Any) -> Iterator[Tensor]:
-    if isinstance(outputs, Tensor):
-        yield outputs
-    elif isinstance(outputs, dict):
-        for value in outputs.values():
-            yield from _tensors(value)
-    elif isinstance(outputs, (tuple, list)):
-        for value in outputs:
-            yield from _tensors(value)
 
 
 def _silenced(model: nn.Module, removed: Removed) -> nn.Module:
