@@ -71,12 +71,12 @@ def binary_coded_linear(
     n, k = out_features, x.shape[-1]
     q, x_scale = quantize_rows(x.reshape(math.prod(x.shape[:-1]), k))
     alpha = binary_alpha(scales, n).float()
-    spins = binary_spins(binary_signs(packed, n, k, group_size), k)
+    spins, q = binary_spins(binary_signs(packed, n, k, group_size), k).double(), q.double()
     z = torch.zeros((q.shape[0], n), dtype=torch.float32, device=x.device)
     for g in range(alpha.shape[1]):
         part = slice(g * group_size, (g + 1) * group_size)
         for b in range(alpha.shape[2]):
-            sums = q[:, part].double() @ spins[:, b, part].double().T  # integers below 2^24: exact, in float32 too
+            sums = q[:, part] @ spins[:, b, part].T  # integers below 2^24: exact, in float32 too
             z = z + sums.float() * alpha[:, g, b]
     y = z * x_scale[:, None]
     if bias is not None:
