@@ -183,7 +183,7 @@ def test_leading_dimensions(float_isa):
 def test_strides(float_isa):
     _, packed, scales, bias, n, size = make(1, 70, 50)
     base = torch.randn(120, 120)
-    shifted = torch.empty(packed.numel() + 1, dtype=torch.int16)[1:].view(packed.shape).copy_(packed)
+    shifted = torch.empty(packed.numel() + 1, dtype=torch.uint8)[1:].view(packed.shape).copy_(packed)
     strided = packed.transpose(1, 2).contiguous().transpose(1, 2)
     for x in (base.T[:9, :50], base[::2, 1:101:2], base[3:, 7:57], base[:1, :50].expand(9, 50)):
         for p in (packed, shifted, strided):
@@ -195,12 +195,11 @@ def test_what_pads_does_not_matter(float_isa):
     """Signs beyond K, and outputs beyond N, are there for the kernel's convenience."""
     x, packed, scales, bias, n, size = make(3, 70, 50, 2, 24)
     spins = format.unpack(format.from_panels(packed, n, 50, size), 50)
-    other = torch.full_like(packed, -1)
-    other.view(torch.uint8)[:] = 0xFF
+    other = torch.full_like(packed, 0xFF)
     signs = torch.nn.functional.pad(spins, (0, 6), value=1)
     byte = (signs.view(70, 2, 7, 8) > 0).to(torch.uint8) << torch.arange(8, dtype=torch.uint8)
     filled = format.to_panels(byte.sum(-1, dtype=torch.uint8), 50, size)
-    filled[1, ..., 6:] = other[1, ..., 6:]
+    filled[1, ..., 6:, :] = other[1, ..., 6:, :]
     assert not torch.equal(filled, packed)
     assert torch.equal(ours(x, filled, scales, bias, n, size), ours(x, packed, scales, bias, n, size))
 
@@ -211,14 +210,22 @@ def test_bad_input(device):
     cases = [
         ((x.double(), packed, scales, bias, n, size), TypeError, r"x must be float32.*got float64"),
         ((x[0, 0], packed, scales, bias, n, size), ValueError, r"x must have at least 1 dimension"),
-        ((x, packed.int(), scales, bias, n, size), TypeError, r"packed must be int16, got int32"),
-        ((x, packed[0], scales, bias, n, size), ValueError, r"packed must have 4 dimensions, got shape \[4, 2, 64\]"),
-        ((x, packed[:, 1:], scales, bias, n, size), ValueError, r"packed must have shape \[2, 4, 2, 64\]"),
+        ((x, packed.int(), scales, bias, n, size), TypeError, r"packed must be uint8, got int32"),
+        (
+            (x, packed[0], scales, bias, n, size),
+            ValueError,
+            r"packed must have 5 dimensions, got shape \[4, 2, 64, 2\]",
+        ),
+        ((x, packed[:, 1:], scales, bias, n, size), ValueError, r"packed must have shape \[2, 4, 2, 64, 2\]"),
         ((x, packed, scales.float(), bias, n, size), TypeError, r"scales must be float16, got float32"),
         ((x, packed, scales[:, :3], bias, n, size), ValueError, r"scales must have shape \[2, 4, 2, 64\]"),
         ((x, packed, scales, bias[:69], n, size), ValueError, r"bias must have shape \[70\], got \[69\]"),
         ((x, packed, scales, bias.int(), n, size), TypeError, r"bias must be float32.*got int32"),
-        ((x, packed, scales, None, 200, size), ValueError, r"packed must have shape \[4, 4, 2, 64\], got \[2, 4, 2, 64\]"),
+        (
+            (x, packed, scales, None, 200, size),
+            ValueError,
+            r"packed must have shape \[4, 4, 2, 64, 2\], got \[2, 4, 2, 64, 2\]",
+        ),
         ((x, packed, scales, None, -1, size), ValueError, r"out_features must not be negative, got -1"),
         ((x, packed, scales, bias, n, 12), ValueError, r"group_size must be a positive multiple of 8, got 12"),
         ((x, packed, scales, bias, n, 0), ValueError, r"group_size must be a positive multiple of 8, got 0"),

@@ -15,7 +15,7 @@ void register_binary_coded_linear(py::module_& m) {
     const std::optional<DenseTensor> dbias = optional_dense(bias, "bias");
     const std::optional<View> vbias = dbias ? std::optional<View>(dbias->view) : std::nullopt;
     const View vout = output(out, "out");
-    unlocked(dx.view.numel() + 16 * dpacked.view.numel() + vout.numel(),
+    unlocked(dx.view.numel() + 8 * dpacked.view.numel() + vout.numel(),
              [&] { binary_coded_linear(dx.view, dpacked.view, dscales.view, vbias, vout, group_size, activation); });
   });
 }

@@ -159,15 +159,15 @@ void run(const Job& job) {
 }
 
 void check_codes(const View& packed, const View& scales, int64_t n, int64_t k, int64_t group_size) {
-  check_dtype(packed, "packed", DType::i16);
-  check_ndim(packed, "packed", 4);
+  check_dtype(packed, "packed", DType::u8);
+  check_ndim(packed, "packed", 5);
   check_dtype(scales, "scales", DType::f16);
   const int64_t bits = packed.sizes[2], panels = ceil_div(n, kBinaryColumns);
   BIGMODEL_CHECK(bits >= 1 && bits <= kBinaryMostBits, "bits must be in [1, ", kBinaryMostBits, "], got ", bits);
   BIGMODEL_CHECK(group_size >= 8 && group_size % 8 == 0, "group_size must be a positive multiple of 8, got ",
                  group_size);
   const int64_t words = k / group_size * ((group_size + 8) / 16) + ceil_div(k % group_size, 16);
-  check_shape(packed, "packed", {panels, words, bits, kBinaryColumns});
+  check_shape(packed, "packed", {panels, words, bits, kBinaryColumns, 2});
   check_contiguous(packed, "packed");
   check_shape(scales, "scales", {panels, ceil_div(k, group_size), bits, kBinaryColumns});
   check_contiguous(scales, "scales");

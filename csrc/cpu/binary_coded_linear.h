@@ -14,7 +14,7 @@
 namespace bigmodel {
 
 // Checks its arguments, then runs over torch's threads. x [...,K] float32, bfloat16 or float16, K <= 131071; packed
-// int16 [ceil(N/64), words, bits, 64] and scales float16 [ceil(N/64), ceil(K/group_size), bits, 64] as in
+// uint8 [ceil(N/64), words, bits, 64, 2] and scales float16 [ceil(N/64), ceil(K/group_size), bits, 64] as in
 // formats/binary_coded.py; bias [N] of any float dtype; out [...,N] in x's dtype; activation by the name fused_dropout
 // has for it. All contiguous.
 void binary_coded_linear(const View& x, const View& packed, const View& scales, const std::optional<View>& bias,

@@ -20,13 +20,10 @@ def binary_byte_places(k: int, group_size: int, device: torch.device) -> Tensor:
 
 
 def binary_signs(packed: Tensor, n: int, k: int, group_size: int) -> Tensor:
-    """int16 [ceil(N/64), words, bits, 64] -> uint8 [N, bits, ceil(K/8)]."""
-    panels, words, bits, tile = packed.shape
-    rows = packed.permute(0, 3, 2, 1).reshape(panels * tile, bits, words)[:n]
-    rows = rows.clone(memory_format=torch.contiguous_format)  # a new one: a view as bytes asks for strides of 1
-    if rows.numel() == 0:
-        return rows.new_zeros((n, bits, -(-k // 8)), dtype=torch.uint8)
-    return rows.view(torch.uint8)[..., binary_byte_places(k, group_size, rows.device)]
+    """uint8 [ceil(N/64), words, bits, 64, 2] -> uint8 [N, bits, ceil(K/8)]."""
+    panels, words, bits, tile, _ = packed.shape
+    rows = packed.permute(0, 3, 2, 1, 4).reshape(panels * tile, bits, 2 * words)[:n]
+    return rows[..., binary_byte_places(k, group_size, rows.device)]
 
 
 def binary_alpha(scales: Tensor, n: int) -> Tensor:
