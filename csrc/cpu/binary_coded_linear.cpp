@@ -29,6 +29,7 @@ const KernelLevel level_of_binary_coded_linear("binary_coded_linear", [] { retur
 constexpr int64_t kTablesBytes = 512 << 10;  // of a block of rows: they stay in L2 while all panels pass
 constexpr int64_t kMostRows = 64;            // of a block
 constexpr int64_t kPieceBytes = 24 << 10;    // of a panel: its weights stay in L1 while the block's rows pass
+constexpr int64_t kWideBytes = 24 << 10;     // of one row's wide tables: more would not stay in L1
 constexpr int64_t kGrainWork = 1 << 20;      // signs times rows below which a second thread does not pay
 
 constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
@@ -39,11 +40,13 @@ struct Job {
   int64_t m, n, k, bits, group_size;
   const float* bias;
   ActivateRows activate;
+  bool wide;
 
   int64_t group_words() const { return ceil_div(group_size, 16); }
   int64_t groups() const { return ceil_div(k, group_size); }
   int64_t words() const { return k / group_size * group_words() + ceil_div(k % group_size, 16); }
-  int64_t table_stride() const { return words() * kBinaryTableBytes + 64; }  // rows would share a few cache sets
+  int64_t word_bytes() const { return wide ? kBinaryWideBytes : kBinaryTableBytes; }
+  int64_t table_stride() const { return words() * word_bytes() + 64; }  // rows would share a few cache sets
   int64_t block_rows() const {
     const int64_t most = std::max<int64_t>(1, std::min(kMostRows, kTablesBytes / table_stride()));
     return ceil_div(m, std::max<int64_t>(1, ceil_div(m, most)));
@@ -89,28 +92,31 @@ void prepare(const Job& job, const Memory& memory, int64_t row0, int64_t rows) {
                     static_cast<size_t>(std::min(job.group_size, job.k - g * job.group_size)));
       q = memory.spread;
     }
-    job.kernels.make_tables(q, job.words(), memory.tables + r * job.table_stride());
+    const auto make = job.wide ? job.kernels.make_wide_tables : job.kernels.make_tables;
+    make(q, job.words(), memory.tables + r * job.table_stride());
   }
 }
 
 void multiply(const Job& job, const Memory& memory, int64_t rows, int64_t panel) {
   BinaryCodedPanel p = {};
   p.table_stride = job.table_stride();
+  p.wide = job.wide;
   p.rows = rows;
   p.bits = job.bits;
   p.group_words = job.group_words();
   p.z = memory.z;
-  const uint16_t* packed = job.packed.as<uint16_t>() + panel * job.words() * job.bits * kBinaryColumns;
+  const int64_t word_signs = job.bits * kBinaryColumns * 2;  // bytes
+  const uint8_t* packed = job.packed.as<uint8_t>() + panel * job.words() * word_signs;
   const uint16_t* scales = job.scales.as<uint16_t>() + panel * job.groups() * job.bits * kBinaryColumns;
   std::memset(memory.z, 0, static_cast<size_t>(rows * kBinaryColumns) * 4);
-  const int64_t fitting = kPieceBytes / (p.group_words * job.bits * kBinaryColumns * 2);
+  const int64_t fitting = kPieceBytes / (p.group_words * word_signs);
   const int64_t step = rows == 1 ? job.groups() : std::max<int64_t>(1, fitting);
   for (int64_t g = 0; g < job.groups(); g += step) {
     const int64_t word = g * p.group_words;
     p.groups = std::min(step, job.groups() - g);
     p.last_words = std::min(p.group_words, job.words() - word - (p.groups - 1) * p.group_words);
-    p.tables = memory.tables + word * kBinaryTableBytes;
-    p.packed = packed + word * job.bits * kBinaryColumns;
+    p.tables = memory.tables + word * job.word_bytes();
+    p.packed = packed + word * word_signs;
     p.scales = scales + g * job.bits * kBinaryColumns;
     job.kernels.multiply(p);
   }
@@ -185,8 +191,10 @@ void binary_coded_linear(const View& x, const View& packed, const View& scales, 
   check_bias(bias ? &*bias : nullptr, n);
   BIGMODEL_CHECK(k <= kInt8MaxK, "K must be at most ", kInt8MaxK, " for an exact sum, got ", k);
   std::vector<float> converted(bias && bias->dtype != DType::f32 ? static_cast<size_t>(n) : 0);
-  run({*variants.pick(), x, packed, scales, out, m, n, k, packed.sizes[2], group_size,
-       bias_as_float(bias ? &*bias : nullptr, converted.data()), activate_rows(activation)});
+  const BinaryCodedKernels& kernels = *variants.pick();
+  const bool wide = kernels.make_wide_tables && (m > 1 || k * kBinaryWideBytes / 16 <= kWideBytes);
+  run({kernels, x, packed, scales, out, m, n, k, packed.sizes[2], group_size,
+       bias_as_float(bias ? &*bias : nullptr, converted.data()), activate_rows(activation), wide});
 }
 
 }  // namespace bigmodel

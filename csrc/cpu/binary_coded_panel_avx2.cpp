@@ -55,12 +55,12 @@ inline void look_up(const char* tables, __m256i codes, __m256i (&sums)[2]) {
 }
 
 // int16 sums of `words` words, at most kBinaryPieceWords, of one plane and 32 outputs.
-inline void add_words(const char* tables, const uint16_t* packed, int64_t stride, int64_t words, __m256i (&sums)[2]) {
+inline void add_words(const char* tables, const uint8_t* packed, int64_t stride, int64_t words, __m256i (&sums)[2]) {
   const __m256i low_byte = _mm256_set1_epi16(0xff), four_bits = _mm256_set1_epi8(15);
   sums[0] = sums[1] = _mm256_setzero_si256();
   for (int64_t w = 0; w < words; ++w, packed += stride, tables += kBinaryTableBytes) {
     const __m256i a = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(packed));
-    const __m256i b = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(packed + 16));
+    const __m256i b = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(packed + 32));
     _mm_prefetch(reinterpret_cast<const char*>(packed) + kAheadBytes, _MM_HINT_T0);
     const __m256i lower = _mm256_packus_epi16(_mm256_and_si256(a, low_byte), _mm256_and_si256(b, low_byte));
     const __m256i upper = _mm256_packus_epi16(_mm256_srli_epi16(a, 8), _mm256_srli_epi16(b, 8));
@@ -81,7 +81,7 @@ inline __m256i widened(__m256i sums, int half) {
 }
 
 // One plane of one group, 32 outputs.
-void add_plane(const char* tables, const uint16_t* packed, int64_t stride, int64_t words, const uint16_t* scales,
+void add_plane(const char* tables, const uint8_t* packed, int64_t stride, int64_t words, const uint16_t* scales,
                float* z) {
   __m256i sums[2], wide[4];
   add_words(tables, packed, stride, words < kBinaryPieceWords ? words : kBinaryPieceWords, sums);
@@ -96,16 +96,17 @@ void add_plane(const char* tables, const uint16_t* packed, int64_t stride, int64
 }
 
 void multiply(const BinaryCodedPanel& p) {
-  const int64_t stride = p.bits * kBinaryColumns;
+  const int64_t stride = p.bits * kBinaryColumns * 2;
   for (int64_t r = 0; r < p.rows; ++r) {
     const char* tables = p.tables + r * p.table_stride;
-    const uint16_t *packed = p.packed, *scales = p.scales;
+    const uint8_t* packed = p.packed;
+    const uint16_t* scales = p.scales;
     float* z = p.z + r * kBinaryColumns;
     for (int64_t g = 0; g < p.groups; ++g) {
       const int64_t words = g + 1 == p.groups ? p.last_words : p.group_words;
       for (int64_t b = 0; b < p.bits; ++b, scales += kBinaryColumns)
         for (int64_t n = 0; n < kBinaryColumns; n += kTileColumns)
-          add_plane(tables, packed + b * kBinaryColumns + n, stride, words, scales + n, z + n);
+          add_plane(tables, packed + (b * kBinaryColumns + n) * 2, stride, words, scales + n, z + n);
       packed += words * stride;
       tables += words * kBinaryTableBytes;
     }
@@ -114,6 +115,6 @@ void multiply(const BinaryCodedPanel& p) {
 
 }  // namespace
 
-const BinaryCodedKernels binary_coded_kernels_avx2 = {make_tables, multiply, finish};
+const BinaryCodedKernels binary_coded_kernels_avx2 = {make_tables, nullptr, multiply, finish};
 
 }  // namespace bigmodel

@@ -21,28 +21,29 @@ void make_tables(const int8_t* q, int64_t words, char* tables) {
 }
 
 // sums[n] += what `words` words of one plane stand for.
-void add_words(const char* tables, const uint16_t* packed, int64_t stride, int64_t words, int32_t* sums) {
+void add_words(const char* tables, const uint8_t* packed, int64_t stride, int64_t words, int32_t* sums) {
   for (int64_t w = 0; w < words; ++w, packed += stride, tables += kBinaryTableBytes) {
     int16_t table[4][16];
     std::memcpy(table, tables, sizeof table);
     for (int64_t n = 0; n < kBinaryColumns; ++n) {
-      const unsigned code = packed[n];
+      const unsigned code = packed[2 * n] | packed[2 * n + 1] << 8;
       sums[n] += table[0][code & 15] + table[1][code >> 4 & 15] + table[2][code >> 8 & 15] + table[3][code >> 12];
     }
   }
 }
 
 void multiply(const BinaryCodedPanel& p) {
-  const int64_t stride = p.bits * kBinaryColumns;
+  const int64_t stride = p.bits * kBinaryColumns * 2;
   for (int64_t r = 0; r < p.rows; ++r) {
     const char* tables = p.tables + r * p.table_stride;
-    const uint16_t *packed = p.packed, *scales = p.scales;
+    const uint8_t* packed = p.packed;
+    const uint16_t* scales = p.scales;
     float* z = p.z + r * kBinaryColumns;
     for (int64_t g = 0; g < p.groups; ++g) {
       const int64_t words = g + 1 == p.groups ? p.last_words : p.group_words;
       for (int64_t b = 0; b < p.bits; ++b, scales += kBinaryColumns) {
         int32_t sums[kBinaryColumns] = {};
-        add_words(tables, packed + b * kBinaryColumns, stride, words, sums);
+        add_words(tables, packed + b * kBinaryColumns * 2, stride, words, sums);
         for (int64_t n = 0; n < kBinaryColumns; ++n) z[n] += f16_to_float(scales[n]) * static_cast<float>(sums[n]);
       }
       packed += words * stride;
@@ -72,6 +73,6 @@ void finish(const BinaryCodedRows& p) {
 
 }  // namespace
 
-const BinaryCodedKernels binary_coded_kernels_scalar = {make_tables, multiply, finish};
+const BinaryCodedKernels binary_coded_kernels_scalar = {make_tables, nullptr, multiply, finish};
 
 }  // namespace bigmodel
