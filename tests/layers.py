@@ -42,8 +42,13 @@ def dense_two_four(**kw) -> nn.Linear:
     return linear
 
 
+def binary_coded(**kw) -> nn.Module:
+    return bm.nn.BinaryCodedLinear.from_float(dense(**kw), bits=3, group_size=16)
+
+
 LINEARS = {
     "int8": lambda **kw: bm.nn.Int8Linear.from_float(dense(**kw)),
+    "binary_coded": binary_coded,
     "sparse": lambda **kw: bm.nn.SparseLinear.from_dense(dense(**kw)),
     "int8_sparse": lambda **kw: bm.nn.Int8SparseLinear.from_dense(dense(**kw)),
     "block_sparse": lambda **kw: bm.nn.BlockSparseLinear.from_dense(dense_blocks(**kw), blocksize=16),
@@ -51,6 +56,7 @@ LINEARS = {
 }
 FRESH = {
     "int8": lambda **kw: bm.nn.Int8Linear(IN, OUT, **kw),
+    "binary_coded": lambda **kw: bm.nn.BinaryCodedLinear(IN, OUT, bits=3, group_size=16, **kw),
     "sparse": lambda **kw: bm.nn.SparseLinear(IN, OUT, **kw),
     "int8_sparse": lambda **kw: bm.nn.Int8SparseLinear(IN, OUT, **kw),
     "block_sparse": lambda **kw: bm.nn.BlockSparseLinear(IN, OUT, **kw),

@@ -105,6 +105,7 @@ def test_list(capsys, monkeypatch):
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[1] for line in lines if line.startswith("suite")] == [
         "int8",
+        "binary_coded",
         "sparse",
         "blocks",
         "conv",
@@ -120,7 +121,10 @@ def test_list(capsys, monkeypatch):
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (("int9",), "SUITE must be one of int8, sparse, blocks, conv, dropout, norm, overhead, model, got 'int9'"),
+        (
+            ("int9",),
+            "SUITE must be one of int8, binary_coded, sparse, blocks, conv, dropout, norm, overhead, model, got 'int9'",
+        ),
         (("--threads", "0"), "--threads must be at least 1, got 0"),
         (("--rounds", "0"), "--rounds must be at least 1, got 0"),
         (("--shapes", "4x4x4x4"), "--shapes must be MxNxK or NxK"),
