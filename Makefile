@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 TORCH ?= torch==2.13.0
 BIN := $(VENV)/bin
-OP_TESTS := tests/test_quantize_rows.py tests/test_int8_mm.py tests/test_int8_linear.py tests/test_binary_coded_linear.py tests/test_binary_coded_format.py tests/test_sparse_linear.py \
+OP_TESTS := tests/test_quantize_rows.py tests/test_int8_mm.py tests/test_int8_linear.py tests/test_int8_static.py tests/test_int8_weight_only_linear.py tests/test_binary_coded_linear.py tests/test_binary_coded_format.py tests/test_sparse_linear.py \
   tests/test_sparse_linear_input.py tests/test_int8_sparse_linear.py tests/test_fused_dropout.py \
   tests/test_fused_dropout_mask.py tests/test_fused_dropout_norm.py tests/test_philox.py tests/test_formats.py tests/test_int8_conv2d.py \
   tests/test_sparse_conv2d.py tests/test_block_sparse_linear.py tests/test_semi_sparse_linear.py tests/test_block_formats.py \
@@ -95,14 +95,14 @@ gpu-check:
 	RESULTS_DIR="$(RESULTS_DIR)" $(PYTHON) bench/gpu_check.py $(GPU_CHECK_ARGS)
 
 lint: $(VENV)/.deps
-	$(BIN)/ruff check python tests bench
-	$(BIN)/ruff format --check python tests bench
+	$(BIN)/ruff check python tests bench examples
+	$(BIN)/ruff format --check python tests bench examples
 	find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' | xargs $(BIN)/clang-format --dry-run --Werror
 	$(BIN)/mypy
 
 format: $(VENV)/.deps
-	$(BIN)/ruff format python tests bench
-	$(BIN)/ruff check --fix python tests bench
+	$(BIN)/ruff format python tests bench examples
+	$(BIN)/ruff check --fix python tests bench examples
 	find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' | xargs $(BIN)/clang-format -i
 
 hooks: $(VENV)/.deps

@@ -49,6 +49,8 @@ def binary_coded(**kw) -> nn.Module:
 LINEARS = {
     "int8": lambda **kw: bm.nn.Int8Linear.from_float(dense(**kw)),
     "binary_coded": binary_coded,
+    "int8_static": lambda **kw: bm.nn.Int8Linear.from_float(dense(**kw), input_scale=0.03),
+    "int8_weight_only": lambda **kw: bm.nn.Int8WeightOnlyLinear.from_float(dense(**kw)),
     "sparse": lambda **kw: bm.nn.SparseLinear.from_dense(dense(**kw)),
     "int8_sparse": lambda **kw: bm.nn.Int8SparseLinear.from_dense(dense(**kw)),
     "block_sparse": lambda **kw: bm.nn.BlockSparseLinear.from_dense(dense_blocks(**kw), blocksize=16),
@@ -57,6 +59,8 @@ LINEARS = {
 FRESH = {
     "int8": lambda **kw: bm.nn.Int8Linear(IN, OUT, **kw),
     "binary_coded": lambda **kw: bm.nn.BinaryCodedLinear(IN, OUT, bits=3, group_size=16, **kw),
+    "int8_static": lambda **kw: bm.nn.Int8Linear(IN, OUT, **kw, static_input=True),
+    "int8_weight_only": lambda **kw: bm.nn.Int8WeightOnlyLinear(IN, OUT, **kw),
     "sparse": lambda **kw: bm.nn.SparseLinear(IN, OUT, **kw),
     "int8_sparse": lambda **kw: bm.nn.Int8SparseLinear(IN, OUT, **kw),
     "block_sparse": lambda **kw: bm.nn.BlockSparseLinear(IN, OUT, **kw),

@@ -32,6 +32,15 @@ def _fails(capsys, *argv):
     return code, captured.err
 
 
+def test_the_tasks_are_listed(capsys):
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(["compress", "--task"])
+    assert capsys.readouterr().err == "bigmodel compress: error: --task must be one of digits, text\n"
+    with pytest.raises(SystemExit, match="0"):
+        cli.main(["compress", "--help"])
+    assert f"({', '.join(tasks.TASKS)})" in capsys.readouterr().out
+
+
 def test_unknown_task_lists_known_ones(capsys, tmp_path):
     code, line = _fails(capsys, "compress", "--task", "numbers", "--out", str(tmp_path / "x"))
     assert (code, line) == (2, "bigmodel compress: error: --task must be one of digits, text, got 'numbers'\n")
@@ -102,7 +111,8 @@ def test_info(capsys, monkeypatch, tmp_path):
 
 def test_nan_loss_is_one_line_and_exit_code_1(capsys, tmp_path, monkeypatch):
     task = tasks.get("digits")
-    broken = replace(task, quick=replace(task.quick, soft_weight=float("nan")))
+    train = replace(task.quick.train_student, learning_rate=float("inf"))
+    broken = replace(task, quick=replace(task.quick, train_student=train))
     monkeypatch.setitem(tasks.TASKS, "digits", lambda: broken)
     assert (
         cli.main(

@@ -71,7 +71,8 @@ def test_int8_scale_stays_float32_when_assigned():
 @pytest.mark.parametrize("kind", LINEARS)
 def test_a_state_dict_that_does_not_fit(kind):
     state = LINEARS[kind]().state_dict()
-    name = {"int8": "weight_q", "binary_coded": "signs", "semi_sparse": "index"}.get(kind, "col")
+    int8 = dict.fromkeys(("int8", "int8_static", "int8_weight_only"), "weight_q")
+    name = {**int8, "binary_coded": "signs", "semi_sparse": "index"}.get(kind, "col")
     with pytest.raises(RuntimeError, match=rf"Missing key.*{name}"):
         FRESH[kind]().load_state_dict({k: v for k, v in state.items() if k != name})
     with pytest.raises(RuntimeError, match=r"Unexpected key.*other"):

@@ -111,6 +111,11 @@ SAMPLES = {
         "3-d": (torch.randn(2, 3, K, dtype=dtype, requires_grad=grad), *_binary_code(), None, N, 16),
         "activation": (_matrix(dtype, grad=grad), *_binary_code(), _bias(grad, dtype), N, 16, "gelu"),
     },
+    "int8_weight_only_linear": lambda dtype, grad: {
+        "bias": (_matrix(dtype, grad=grad), int8.pack(_int8()), torch.rand(N), _bias(grad), "none"),
+        "3-d": (torch.randn(2, 3, K, dtype=dtype, requires_grad=grad), int8.pack(_int8()), torch.rand(N), None, "none"),
+        "activation": (_matrix(dtype, grad=grad), int8.pack(_int8()), torch.rand(N) * 0.01, _bias(grad), "gelu"),
+    },
     "int8_conv2d": lambda dtype, grad: (
         {
             name: (_image(dtype, grad, last), _reference.conv_rows(_int8_filters()), torch.rand(N), bias, *WINDOW)
@@ -200,7 +205,14 @@ IN_FLOAT64 = (
     "pack_panel_csr", "sparse_linear", "block_sparse_linear", "semi_sparse_linear", "sparse_conv2d", "fused_dropout",
     "fused_dropout_norm",
 )  # fmt: skip
-DIFFERENTIABLE = ("int8_linear", "binary_coded_linear", "int8_conv2d", "int8_sparse_linear", *IN_FLOAT64)
+DIFFERENTIABLE = (
+    "int8_linear",
+    "int8_weight_only_linear",
+    "binary_coded_linear",
+    "int8_conv2d",
+    "int8_sparse_linear",
+    *IN_FLOAT64,
+)
 CASES = [
     (op, dtype, grad)
     for op in SAMPLES
@@ -251,7 +263,7 @@ def test_gradients_in_float64_or_by_formula(op):
             if args[3] is not None:
                 torch.testing.assert_close(args[3].grad, wanted[1])
             continue
-        if op == "int8_linear":
+        if op in ("int8_linear", "int8_weight_only_linear"):
             weight = args[1] if args[1].dim() == 2 else int8.unpack(args[1], N, K)
             scale, bias = args[2], args[3]
         elif op == "binary_coded_linear":

@@ -21,7 +21,10 @@ ALLOWED = {
     "functional": ("_checks", "_autograd", "_dispatch", "backends", "functional"),
     "formats": ("_checks", "_native", "_reference", "formats"),
     "nn": ("functional", "formats", "nn"),
-    "compress": ("nn", "functional", "convert", "checkpoint", "compress", "train", "_measure", "_choose", "_machine"),
+    "compress": (
+        "nn", "functional", "formats", "convert", "checkpoint", "_pruned", "_files", "compress", "train", "_measure",
+        "_choose", "_machine",
+    ),
     "train": ("nn", "functional", "convert", "checkpoint", "compress", "train", "_files"),
 }  # fmt: skip
 

@@ -36,7 +36,7 @@ Maker = Callable[[Any, Any], Made]
 
 
 def _int8_linear(linear: nn.Linear, config: Int8DynamicActivationInt8WeightConfig) -> Made:
-    return [Int8Linear.from_float(linear)]
+    return [Int8Linear.from_float(linear, weight_scales=config.weight_scales)]
 
 
 def _sparse(dense: Any, config: UnstructuredSparseWeightConfig) -> Made:
@@ -52,7 +52,7 @@ def _sparse(dense: Any, config: UnstructuredSparseWeightConfig) -> Made:
 
 
 def _int8_conv2d(conv: nn.Conv2d, config: Int8DynamicActivationInt8WeightConfig) -> Made:
-    return [Int8Conv2d.from_float(conv)]
+    return [Int8Conv2d.from_float(conv, config.weight_scales)]
 
 
 def _linear_only(conv: nn.Conv2d, config: object) -> Made:

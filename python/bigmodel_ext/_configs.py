@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from bigmodel_ext.formats import block_sparse
+from bigmodel_ext.nn._int8_weight import require_scales
 
 
 def _require_sparsity(sparsity: float | None) -> None:
@@ -33,7 +34,14 @@ class WeightConfig:
 @dataclass(frozen=True)
 class Int8DynamicActivationInt8WeightConfig(WeightConfig):
     """:class:`nn.Int8Linear` and :class:`nn.Int8Conv2d`: int8 weights with a scale per output, activations
-    quantized per row or image on the fly."""
+    quantized per row or image on the fly. weight_scales: "max", the largest weight of an output is 127; "mse", its
+    squared rounding error is least."""
+
+    weight_scales: str = "max"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_scales(self.weight_scales)
 
 
 @dataclass(frozen=True)

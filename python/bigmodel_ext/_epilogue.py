@@ -21,7 +21,14 @@ from torch import fx, nn
 
 from bigmodel_ext._fuse import activation_of, child, traced
 from bigmodel_ext._surgery import Changes, Place, Survey, has_hooks
-from bigmodel_ext.nn import Absorbed, BinaryCodedLinear, Int8Linear, Int8SparseLinear, SparseLinear
+from bigmodel_ext.nn import (
+    Absorbed,
+    BinaryCodedLinear,
+    Int8Linear,
+    Int8SparseLinear,
+    Int8WeightOnlyLinear,
+    SparseLinear,
+)
 from bigmodel_ext.nn._linear import Activated
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -140,7 +147,7 @@ def _pairs(owner: nn.Module) -> Iterator[Pair]:
 def _why_not(survey: Survey, pair: Pair) -> str | None:
     if pair.problem:
         return pair.problem
-    if type(pair.linear) not in (Int8Linear, BinaryCodedLinear, Int8SparseLinear, SparseLinear):
+    if type(pair.linear) not in (BinaryCodedLinear, Int8Linear, Int8SparseLinear, Int8WeightOnlyLinear, SparseLinear):
         return f"{type(pair.linear).__name__} is a subclass, which may change the layer's result"
     for module, name in ((pair.linear, "the layer"), (pair.activation, "the activation")):
         if has_hooks(module, of_state=module is pair.activation):
@@ -157,10 +164,10 @@ def _why_not(survey: Survey, pair: Pair) -> str | None:
 
 
 def fuse_activation_(model: Model) -> Model:
-    """Have the model's converted linear layers (nn.Int8Linear, nn.SparseLinear, nn.Int8SparseLinear) compute, in place,
-    the activation module that follows them: on results that are still in a cache, where a module of its own reads and
-    writes them in memory. An :class:`nn.Absorbed` takes the module's place. Call it after quantize_ or sparsify_ (and
-    after fuse_dropout_, which takes the activations in front of a dropout).
+    """Have the model's converted linear layers (nn.Int8Linear, nn.Int8WeightOnlyLinear, nn.SparseLinear,
+    nn.Int8SparseLinear) compute, in place, the activation module that follows them: on results that are still in a
+    cache, where a module of its own reads and writes them in memory. An :class:`nn.Absorbed` takes the module's place.
+    Call it after quantize_ or sparsify_ (and after fuse_dropout_, which takes the activations in front of a dropout).
 
     Fused are nn.ReLU, nn.GELU (not its tanh form), nn.SiLU, nn.Sigmoid, nn.Tanh, nn.LeakyReLU(0.01), nn.Softplus() and
     transformers' modules for torch's GELU and SiLU, where the model's code shows that nothing else sees the layer's

@@ -64,6 +64,7 @@ def _key(form: nn.Module, rows: int, like: nn.Module) -> str:
         "rows": rows, "dtype": str(dtype_of(like)).removeprefix("torch."), "device": device_of(like).type,
         "threads": torch.get_num_threads(), "isa": _native.active_isa(), "matmul": torch.get_float32_matmul_precision(),
     }  # fmt: skip
+    facts.pop("coding", None)  # concerns files
     if torch.is_autocast_enabled("cpu"):  # it makes the dense layer another one
         facts["autocast"] = str(torch.get_autocast_dtype("cpu")).removeprefix("torch.")
     if "stored" in facts:

@@ -62,6 +62,11 @@ OPS: dict[str, tuple[str, Callable[..., None], Callable[..., Any]]] = {
         checks.check_int8_linear,
         lambda x, weight, weight_scale, *_: _rows(x, weight_scale.shape[0]),
     ),
+    "int8_weight_only_linear": (
+        "(Tensor x, Tensor weight, Tensor weight_scale, Tensor? bias, str activation='none') -> Tensor",
+        checks.check_int8_weight_only_linear,
+        lambda x, weight, weight_scale, *_: _rows(x, weight_scale.shape[0]),
+    ),
     "binary_coded_linear": (
         "(Tensor x, Tensor packed, Tensor scales, Tensor? bias, SymInt out_features, int group_size,"
         " str activation='none') -> Tensor",

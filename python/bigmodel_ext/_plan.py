@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from bigmodel_ext._fuse import CHAINS, Chain, block_chains, may_have_chains, shortened
 from bigmodel_ext._plan_schema import Entry, check, require
+from bigmodel_ext._pruned import surgery_plan
 from bigmodel_ext._surgery import Changes, Place, Survey, device_of, without_bias
 from bigmodel_ext.nn import (
     Absorbed,
@@ -21,6 +22,7 @@ from bigmodel_ext.nn import (
     Int8Conv2d,
     Int8Linear,
     Int8SparseLinear,
+    Int8WeightOnlyLinear,
     SemiSparseLinear,
     SparseConv2d,
     SparseLinear,
@@ -34,6 +36,7 @@ _CLASSES: dict[str, type[Compressed]] = {
     "int8_conv2d": Int8Conv2d,
     "sparse_conv2d": SparseConv2d,
     "int8_linear": Int8Linear,
+    "int8_weight_only_linear": Int8WeightOnlyLinear,
     "binary_coded_linear": BinaryCodedLinear,
     "sparse_linear": SparseLinear,
     "int8_sparse_linear": Int8SparseLinear,
@@ -43,8 +46,9 @@ _CLASSES: dict[str, type[Compressed]] = {
 
 
 def describe(model: nn.Module) -> list[Entry]:
-    """One entry for each module that is not as the model's code builds it, JSON-serializable."""
-    entries: list[Entry] = []
+    """One entry for each module that is not as the model's code builds it, JSON-serializable; those of pruned modules
+    first, so that a converted one may have two."""
+    entries: list[Entry] = surgery_plan(model)
     for fqn, module in model.named_modules():
         if hasattr(type(module), CHAINS):
             chains = [chain.plan() for chain in getattr(type(module), CHAINS)]
@@ -87,6 +91,8 @@ def _shape_of(module: Compressed) -> Entry:
     entry["bias"] = module.bias is not None
     if isinstance(module, Activated) and module.activation != "none":
         entry["activation"] = module.activation
+    if module.coding != "none":
+        entry["coding"] = module.coding
     if isinstance(module, Int8Linear) and module.input_scale is not None:
         entry["static_input"] = True
     if isinstance(module, BinaryCodedLinear):
@@ -107,7 +113,8 @@ def _conv_window(conv: nn.Conv2d) -> list[Any]:
 
 
 def replay(survey: Survey, plan: Any) -> tuple[Changes, dict[str, nn.Module]]:
-    """The changes that bring a model as built to the plan's form, and the new modules by name. The model is only read.
+    """The changes that bring a model as built to the plan's form, and the new modules by name. The model is only read;
+    what the plan says of pruning has been done (`_pruned.surgery`), as conversions need the sizes it leaves.
 
     Raises:
         ValueError: the plan is malformed, or does not fit the model.
@@ -120,6 +127,8 @@ def replay(survey: Survey, plan: Any) -> tuple[Changes, dict[str, nn.Module]]:
     absorbed = {id(by_name[e["fqn"]].module) for e in plan if e["kind"] == "absorbed" and e["fqn"] in by_name}
     for entry in plan:
         fqn, kind = entry["fqn"], entry["kind"]
+        if kind == "pruned":
+            continue
         place = by_name.get(fqn)
         if place is None:
             raise ValueError(f"the model has no module {fqn!r}, which the file has as {kind}")
@@ -162,8 +171,15 @@ def _placed(old: nn.Module) -> dict[str, Any]:
     return {"device": sample.device, "dtype": sample.dtype}
 
 
-def _as_trained(layer: nn.Module, old: nn.Module) -> nn.Module:
-    """layer, with its parameters' requires_grad as old's."""
+def coded_names(plan: list[Entry]) -> set[str]:
+    """Names in the state dict that the plan's layers want entropy-coded in a file."""
+    coded = (entry for entry in plan if "coding" in entry)
+    return {f"{entry['fqn']}.{name}".lstrip(".") for entry in coded for name in _CLASSES[entry["kind"]].codable}
+
+
+def _finished(layer: Compressed, old: nn.Module, entry: Entry) -> nn.Module:
+    """layer, coded as the entry says, with its parameters' requires_grad as old's."""
+    layer.coding = entry.get("coding", "none")
     layer.requires_grad_(next((p.requires_grad for p in old.parameters()), False))
     if isinstance(layer.bias, Tensor) and isinstance(old.bias, Tensor):
         layer.bias.requires_grad_(old.bias.requires_grad)
@@ -179,9 +195,9 @@ def _conv(survey: Survey, place: Place, entry: Entry) -> nn.Module:
     require(have == held, f"{place.fqn!r} is {have} in the model and {held} in the file")
     placed = {"bias": entry["bias"], **_placed(old)}
     if entry["kind"] == "int8_conv2d":
-        return _as_trained(Int8Conv2d(*conv_arguments(old), **placed), old)
+        return _finished(Int8Conv2d(*conv_arguments(old), **placed), old, entry)
     _require_room(entry, old.out_channels * math.prod((old.in_channels // old.groups, *old.kernel_size)))
-    return _as_trained(_resized(SparseConv2d(*conv_arguments(old), **placed, panel=entry["panel"]), entry), old)
+    return _finished(_resized(SparseConv2d(*conv_arguments(old), **placed, panel=entry["panel"]), entry), old, entry)
 
 
 def _linear(survey: Survey, place: Place, entry: Entry) -> nn.Module:
@@ -195,7 +211,7 @@ def _linear(survey: Survey, place: Place, entry: Entry) -> nn.Module:
     )
     placed = _placed(old)
     if cls is BlockSparseLinear:
-        layer: nn.Module = _blocks(entry, placed)
+        layer: Any = _blocks(entry, placed)
     elif cls in (SparseLinear, Int8SparseLinear):
         layer = _sparse(cls, entry, placed)
     elif cls is BinaryCodedLinear:
@@ -206,7 +222,7 @@ def _linear(survey: Survey, place: Place, entry: Entry) -> nn.Module:
         layer = cls(k, n, entry["bias"], **placed)
     if isinstance(layer, Activated):
         layer.activation = entry.get("activation", "none")
-    return _as_trained(layer, old)
+    return _finished(layer, old, entry)
 
 
 def _require_room(entry: Entry, most: int) -> None:
@@ -220,14 +236,14 @@ def _resized(layer: Pattern, entry: Entry) -> Pattern:
     return layer
 
 
-def _sparse(cls: type, entry: Entry, placed: dict[str, Any]) -> nn.Module:
+def _sparse(cls: type, entry: Entry, placed: dict[str, Any]) -> Pattern:
     n, k = entry["out_features"], entry["in_features"]
     _require_room(entry, n * (k if cls is SparseLinear else -(-k // 4)))
     kind = SparseLinear if cls is SparseLinear else Int8SparseLinear
     return _resized(kind(k, n, entry["bias"], **placed, panel=entry["panel"]), entry)
 
 
-def _blocks(entry: Entry, placed: dict[str, Any]) -> nn.Module:
+def _blocks(entry: Entry, placed: dict[str, Any]) -> Pattern:
     n, k, size, stored = (entry[name] for name in ("out_features", "in_features", "blocksize", "stored"))
     require(size in (16, 32, 64), f"{entry['fqn']!r}: blocksize must be 16, 32 or 64, got {size}")
     most = -(-n // size) * -(-k // size)

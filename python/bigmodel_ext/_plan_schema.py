@@ -14,6 +14,7 @@ _FIELDS: dict[str, dict[str, Any]] = {
     "int8_conv2d": _CONV,
     "sparse_conv2d": {**_CONV, "panel": int, "stored": int},
     "int8_linear": _LINEAR,
+    "int8_weight_only_linear": _LINEAR,
     "binary_coded_linear": {**_LINEAR, "bits": int, "group_size": int},
     "sparse_linear": _SPARSE,
     "int8_sparse_linear": _SPARSE,
@@ -23,13 +24,11 @@ _FIELDS: dict[str, dict[str, Any]] = {
     "absorbed": {},
     "fused_dropout": {"p": float, "activation": str, "num_features": (int, type(None)), "dtype": (str, type(None))},
     "fused_block": {"chains": list},
+    "pruned": {"tensors": dict, "attributes": dict},
 }
-_ACTIVATED = (
-    "int8_linear",
-    "binary_coded_linear",
-    "sparse_linear",
-    "int8_sparse_linear",
-)  # these may also have an activation
+# These may also have an activation.
+_ACTIVATED = ("binary_coded_linear", "int8_linear", "int8_weight_only_linear", "sparse_linear", "int8_sparse_linear")
+_CODED = ("int8_conv2d", "int8_linear", "int8_sparse_linear")  # these may have a coding
 _CHAIN = {
     "dropout": str,
     "activation": str,
@@ -59,8 +58,30 @@ def check(entry: Any) -> None:
     fields = {"fqn": str, "kind": str, **_FIELDS[str(kind)]}
     if kind in _ACTIVATED and "activation" in entry:
         fields["activation"] = str
+    if kind in _CODED and "coding" in entry:
+        fields["coding"] = str
     if kind == "int8_linear" and "static_input" in entry:
         fields["static_input"] = bool
     _check_fields(entry, fields, f"plan entry {entry.get('fqn')!r}")
     for chain in entry.get("chains", ()):
         _check_fields(chain, _CHAIN, f"a chain of {entry['fqn']!r}")
+    if kind == "pruned":
+        _check_pruned(entry)
+
+
+def _sizes(value: Any) -> bool:
+    return isinstance(value, list) and all(type(size) is int and size >= 0 for size in value)
+
+
+def _check_pruned(entry: Entry) -> None:
+    for name, tensor in entry["tensors"].items():
+        what = f"plan entry {entry['fqn']!r}, tensor {name!r}"
+        _check_fields(tensor, {"shape": list, "kept": list}, what)
+        pairs = all(isinstance(p, list) and len(p) == 2 and type(p[0]) is int and _sizes(p[1]) for p in tensor["kept"])
+        require(_sizes(tensor["shape"]) and pairs, f"{what} is malformed")
+    for name, change in entry["attributes"].items():
+        pair = isinstance(change, list) and len(change) == 2
+        require(
+            pair and all(type(v) is int or _sizes(v) for v in change),
+            f"plan entry {entry['fqn']!r}: attribute {name!r} is {change!r}, expected [before, after]",
+        )

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from bigmodel_ext._checks import FLOATS, INT8_MAX_K
+from bigmodel_ext._pruned import PRUNED, carry
 from bigmodel_ext.nn._compressed import Compressed
 
 DENSE: tuple[type[nn.Module], ...] = (nn.Linear, nn.Conv2d)  # what conversion knows how to exchange ...
@@ -128,7 +129,10 @@ class Changes:
     def _apply(self, model: nn.Module) -> None:
         for parent, name, new in self.swaps:
             self._undo.append((parent, name, parent._modules[name]))
+            record = carry(parent._modules[name], new)
             parent._modules[name] = new
+            if record is not None:
+                self._set(new, PRUNED, record)
         for module, cls in self.classes:
             self._set(module, "__class__", cls)
         for module, activation in self.activations:

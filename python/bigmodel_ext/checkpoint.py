@@ -1,5 +1,8 @@
 """save_model and load_model: one safetensors file that holds the tensors and how the model was converted.
 
+Layers whose ``coding`` is "rans" have tensors that are stored entropy-coded (``formats.coded``; uint8, named
+``<name>:rans``); the manifest then also has, for each of these, `coded`: dtype, shape and the SHA-256 of the stream.
+
 The file's metadata are `format`, `version`, `manifest` and `checksum`. The manifest is JSON: the plan (one entry for
 each converted module) and, for each name of the state dict, under which name it is stored and the SHA-256 of its dtype,
 shape and bytes (equal tensors, tied ones among them, are stored once); the checksum is the manifest's SHA-256. Nothing
@@ -12,6 +15,7 @@ import contextlib
 import ctypes
 import hashlib
 import json
+import math
 import os
 from pathlib import Path
 from typing import Any, TypeVar
@@ -21,8 +25,10 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from bigmodel_ext._files import replacing
-from bigmodel_ext._plan import describe, replay
+from bigmodel_ext._plan import coded_names, describe, replay
+from bigmodel_ext._pruned import surgery
 from bigmodel_ext._surgery import Survey
+from bigmodel_ext.formats import coded
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -63,6 +69,27 @@ def _state(model: nn.Module) -> dict[str, Tensor]:
     return state
 
 
+def _code(stored: dict[str, Tensor], names: set[str], manifest: dict[str, Any]) -> None:
+    """Exchange those of the stored tensors that get smaller by it for their streams, and say so in the manifest."""
+    entries: dict[str, Any] = {}
+    for name in sorted(names & set(stored)):
+        tensor, key = stored[name], f"{name}:rans"
+        stream = coded.encode(tensor) if key not in stored and coded.can(tensor) else tensor
+        if stream.numel() < tensor.numel() * tensor.element_size():
+            stored[key] = stream
+            del stored[name]
+            entries[key] = {
+                "dtype": _DTYPES[tensor.dtype],
+                "shape": list(tensor.shape),
+                "digest": _digest(stream),
+            }
+    renamed = {key.removesuffix(":rans"): key for key in entries}
+    for entry in manifest["tensors"].values():
+        entry[0] = renamed.get(entry[0], entry[0])
+    if entries:
+        manifest["coded"] = entries
+
+
 def _header(stored: dict[str, Tensor], metadata: dict[str, str]) -> bytes:
     header: dict[str, Any] = {"__metadata__": metadata}
     offset = 0
@@ -88,6 +115,7 @@ def save_model(model: nn.Module, path: str | os.PathLike[str]) -> None:
     Raises:
         TypeError: the state dict holds something else than plain tensors.
         ValueError: a tensor is on the meta device.
+        ImportError: a layer's ``coding`` is "rans" and the package constriction is missing.
         OSError: the file can't be written.
     """
     target = Path(os.path.realpath(path))
@@ -97,9 +125,10 @@ def save_model(model: nn.Module, path: str | os.PathLike[str]) -> None:
     for name, tensor in state.items():
         digest = _digest(tensor)
         manifest["tensors"][name] = [first.setdefault(digest, name), digest]
+    stored = {name: state[name] for name in first.values()}
+    _code(stored, coded_names(plan), manifest)
     # The largest alignment first, so that every tensor is aligned.
-    names = sorted(first.values(), key=lambda name: -state[name].element_size())
-    stored = {name: state[name] for name in names}
+    stored = dict(sorted(stored.items(), key=lambda item: -item[1].element_size()))
     text = json.dumps(manifest, sort_keys=True, allow_nan=False)
     metadata = {"format": FORMAT, "version": VERSION, "manifest": text, "checksum": _checksum(text)}
     with replacing(target) as file:
@@ -131,14 +160,42 @@ def _manifest(metadata: dict[str, str] | None) -> dict[str, Any]:
     _require(metadata.get("checksum") == _checksum(text), "its manifest is damaged (wrong checksum)")
     manifest = json.loads(text)
     valid = (
-        isinstance(manifest, dict) and set(manifest) == {"plan", "tensors"} and isinstance(manifest["tensors"], dict)
+        isinstance(manifest, dict)
+        and set(manifest) - {"coded"} == {"plan", "tensors"}
+        and isinstance(manifest["tensors"], dict)
+        and isinstance(manifest.get("coded", {}), dict)
     )
     _require(valid, "its manifest is malformed")
     return dict(manifest)
 
 
-def _read(path: Path) -> tuple[list[Any], dict[str, Tensor], dict[str, str]]:
-    """(plan, tensors, their digests) of a file, with all that can be told without a model checked."""
+def _decode(stored: dict[str, Tensor], entries: dict[str, Any], room: int) -> None:
+    """Exchange streams for the tensors coded in them, together of at most `room` elements: a stream of a few bytes may
+    stand for any number."""
+    for key, entry in entries.items():
+        fits = (
+            key in stored
+            and isinstance(entry, dict)
+            and set(entry) == {"dtype", "shape", "digest"}
+            and isinstance(entry["shape"], list)
+            and all(type(size) is int and size > 0 for size in entry["shape"])
+        )
+        _require(fits, f"its manifest is malformed at {key!r}")
+        room -= math.prod(entry["shape"])
+        _require(room >= 0, f"{key!r} of shape {entry['shape']} is more than the model could hold")
+        dtype = next((dtype for dtype, name in _DTYPES.items() if name == entry["dtype"]), torch.bool)
+        stream = stored[key]
+        sound = stream.dtype == torch.uint8 and stream.dim() == 1 and _digest(stream) == entry["digest"]
+        _require(sound, f"tensor {key!r} is damaged (wrong checksum)")
+        try:
+            stored[key] = coded.decode(stream, dtype, entry["shape"])
+        except ValueError as error:
+            raise ValueError(f"tensor {key!r}: {error}") from error
+
+
+def _read(path: Path, room: int) -> tuple[list[Any], dict[str, Tensor], dict[str, str]]:
+    """(plan, tensors, their digests) of a file, with all that can be told without a model checked; `room` is how many
+    elements coded tensors may have."""
     with safe_open(path, framework="pt") as file:
         manifest = _manifest(file.metadata())
         held, wanted, digests = set(file.keys()), {}, {}
@@ -150,6 +207,7 @@ def _read(path: Path) -> tuple[list[Any], dict[str, Tensor], dict[str, str]]:
         _require(not missing, f"it lacks the tensors {_some(missing)}")
         _require(not extra, f"it has unexpected tensors: {_some(extra)}")
         stored = {name: file.get_tensor(name) for name in held}
+        _decode(stored, manifest.get("coded", {}), room)
     found = {name: _digest(tensor) if tensor.dtype in _DTYPES else "" for name, tensor in stored.items()}
     for name, source in wanted.items():
         _require(found[source] == digests[name], f"tensor {source!r} is damaged (wrong checksum)")
@@ -196,8 +254,9 @@ def _fill(model: nn.Module, new: dict[str, nn.Module], tensors: dict[str, Tensor
 
 
 def load_model(fresh_model: Model, path: str | os.PathLike[str]) -> Model:
-    """Convert a model, in place, to the form in which `path` holds it, and load its tensors. Outputs are then equal to
-    the saved model's bit for bit (same machine, threads and mode; train or eval mode is not part of the file).
+    """Prune and convert a model, in place, to the form in which `path` holds it, and load its tensors. Outputs are
+    then equal to the saved model's bit for bit (same machine, threads and mode; train or eval mode is not part of the
+    file).
 
     Args:
         fresh_model: the model as its own code builds it, in the dtype it was saved in.
@@ -209,15 +268,22 @@ def load_model(fresh_model: Model, path: str | os.PathLike[str]) -> Model:
     Raises:
         ValueError: the file is damaged, foreign, of another version, or does not fit the model; the message names the
             file and what is wrong.
+        ImportError: it holds entropy-coded tensors and the package constriction is missing.
         OSError: the file can't be read.
     """
-    survey = Survey(fresh_model)
+    Survey(fresh_model)  # that it is a module
     with contextlib.ExitStack() as stack:
         try:
             with open(path, "rb"):  # OSErrors as such, before they are taken for damage
                 pass
-            plan, tensors, digests = _read(Path(path))
-            changes, new = replay(survey, plan)
+            # Padding to blocks of four can make four of one.
+            room = 4 * sum(tensor.numel() for tensor in fresh_model.state_dict().values() if isinstance(tensor, Tensor))
+            plan, tensors, digests = _read(Path(path), room)
+            _require(isinstance(plan, list), f"the plan is not a list: {plan!r}")
+            pruning = surgery(fresh_model, plan)
+            pruning.apply()
+            stack.callback(pruning.revert)
+            changes, new = replay(Survey(fresh_model), plan)
             changes.apply(fresh_model)
             stack.callback(changes.revert)
             _fill(fresh_model, new, tensors, digests)

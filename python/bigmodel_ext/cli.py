@@ -31,12 +31,23 @@ class _Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: error: {message}\n")
 
 
+class _Task(argparse.Action):
+    """The option alone lists what there is."""
+
+    def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, *_: Any) -> None:
+        if values is None:
+            from bigmodel_ext.train.tasks import TASKS
+
+            parser.error(f"--task must be one of {', '.join(TASKS)}")
+        setattr(namespace, self.dest, values)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="bigmodel", description="Compressed PyTorch models that are smaller and faster.")
     parser.add_argument("--version", action="version", version=f"bigmodel_ext {bigmodel_ext.__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="{compress,bench,info}")
     compress = commands.add_parser("compress", help="train a model, compress it, save and check it, and report")
-    compress.add_argument("--task", required=True, help="what to train on (digits, text)")
+    compress.add_argument("--task", required=True, action=_Task, nargs="?", help="what to train on (digits, text)")
     compress.add_argument("--out", required=True, type=Path, help="folder for model, report and plots")
     compress.add_argument(
         "--max-drop",

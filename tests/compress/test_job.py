@@ -144,7 +144,7 @@ def test_what_breaks_the_budget_is_rolled_back_and_told(tmp_path):
 
 def test_a_nan_loss_leaves_earlier_results_alone(tmp_path):
     task = tasks.get("digits")
-    broken = replace(task.quick, soft_weight=float("nan"))
+    broken = replace(task.quick, train_student=replace(task.quick.train_student, learning_rate=float("inf")))
     (tmp_path / "report.json").write_text("earlier")
     with pytest.raises(NonFiniteLossError, match="became nan in stage 'student width"):
         compress(replace(task, quick=broken), tmp_path, quick=True)

@@ -113,7 +113,9 @@ class TestPolicy:
         assert share == {"embed": 0.25, "head": 0.0, "blocks.0.fc1": 0.75}
 
     def test_ignored_layers_and_filter(self, vit):
-        pruner = MaskPruner(vit, ignored_layers=[vit.blocks[0].attention, "head"], filter_fn=lambda m, fqn: "fc" in fqn)
+        pruner = MaskPruner(
+            vit, ignored_layers=[vit.blocks[0].attention, "head"], filter_fn=lambda m, fqn: fqn != "embed"
+        )
         assert list(pruner.layers) == ["blocks.0.fc1", "blocks.0.fc2"]
 
     def test_wanda_compares_within_rows(self):
@@ -162,7 +164,6 @@ class TestPolicy:
             gone = now
             with torch.no_grad():
                 cnn[4].weight.add_(torch.randn(10, 24))  # as training that takes no notice of masks
-            pruner.apply()
         assert shares == [48, 96, 144]
         assert pruner.pruned["4"] == pytest.approx(0.6)
         with pytest.raises(RuntimeError, match="more often than iterative_steps, which is 3"):
@@ -210,22 +211,22 @@ class TestTraining:
     @pytest.mark.parametrize("granularity", ["weight", "1x4"])
     def test_sparse_layers_train_with_their_pattern_and_recover(self, granularity):
         model, data, test = (
-            nn.Sequential(nn.Linear(16, 64), nn.ReLU(), nn.Linear(64, 4)),
+            nn.Sequential(nn.Linear(16, 128), nn.ReLU(), nn.Linear(128, 4)),
             _clusters(512),
             _clusters(512),
         )
         fit(model, data, CrossEntropy(), TrainConfig(epochs=8, batch_size=32, learning_rate=1e-2), seed=0)
         before = accuracy(model, test)
-        MaskPruner(model, granularity=granularity, pruning_ratio=0.9).step()
+        MaskPruner(model, granularity=granularity, pruning_ratio=0.85).step()
         pruned = accuracy(model, test)
         pattern = [model[i].weight.detach() != 0 for i in (0, 2)]
         bm.sparsify_(model, bm.UnstructuredSparseWeightConfig(rows=()))
         assert all(isinstance(model[i], bm.nn.SparseLinear) for i in (0, 2))
         assert [model[i].values.numel() for i in (0, 2)] == [int(kept.sum()) for kept in pattern]
-        fit(model, data, CrossEntropy(), TrainConfig(epochs=8, batch_size=32, learning_rate=1e-2), seed=0)
+        fit(model, data, CrossEntropy(), TrainConfig(epochs=15, batch_size=32, learning_rate=1e-2), seed=0)
         after = accuracy(model, test)
         assert all(torch.equal(model[i].weight != 0, kept) for i, kept in zip((0, 2), pattern, strict=True))
-        assert pruned < before - 0.05, f"{before} -> {pruned}: nothing to come back from"
+        assert pruned < before - 0.1, f"{before} -> {pruned}: nothing to come back from"
         assert after > before - 0.02, f"{before} -> {pruned} -> {after}"
 
     def test_gradual_pruning_keeps_what_pruning_at_once_loses(self):
@@ -256,7 +257,7 @@ class TestRefuses:
             ({"pruning_ratio_dict": {"1": 0.5}}, "pruning_ratio_dict: 1 is or holds none of the layers"),
             ({"ignored_layers": ["fc"]}, "ignored_layers: the model has no 'fc'"),
             ({"ignored_layers": [nn.Linear(2, 2)]}, "ignored_layers: the model has no such Linear"),
-            ({"ignored_layers": [""]}, "no nn.Linear or nn.Conv2d is left to be pruned by granularity 'weight'"),
+            ({"ignored_layers": [""]}, "no layer with a weight is left to be pruned"),
             ({"max_pruning_ratio": 0.0}, r"max_pruning_ratio must be in \(0, 1\], got 0.0"),
             ({"granularity": "channel", "round_to": 0}, "round_to must be at least 1, got 0"),
             ({"round_to": 8}, "round_to is for neurons, channels and heads, got 8 with 'weight'"),

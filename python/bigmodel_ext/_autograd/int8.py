@@ -34,3 +34,21 @@ def _int8_linear_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 
 
 register("int8_linear", _int8_linear_setup, _int8_linear_backward)
+
+
+def _weight_only_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, weight, weight_scale, bias, ctx.activation = inputs
+    ctx.save_for_backward(weight, weight_scale, bias, None if ctx.activation == "none" else x)
+    ctx.in_features = x.shape[-1]
+
+
+def _weight_only_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    packed, weight_scale, bias, x = ctx.saved_tensors
+    grad = before(ctx.activation, grad, lambda: _ops.int8_weight_only_linear(x, packed, weight_scale, bias))
+    weight = _reference.unpack_int8(packed, weight_scale.shape[0], ctx.in_features)
+    dx = (grad.float() * weight_scale) @ weight.float() if ctx.needs_input_grad[0] else None
+    dbias = column_sums(grad, bias) if ctx.needs_input_grad[3] else None
+    return None if dx is None else dx.to(grad.dtype), None, None, dbias, None
+
+
+register("int8_weight_only_linear", _weight_only_setup, _weight_only_backward)

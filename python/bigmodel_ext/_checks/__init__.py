@@ -32,6 +32,7 @@ from bigmodel_ext._checks.int8 import INT8_MAX_K as INT8_MAX_K
 from bigmodel_ext._checks.int8 import INT8_TILE_N as INT8_TILE_N
 from bigmodel_ext._checks.int8 import check_int8_linear as check_int8_linear
 from bigmodel_ext._checks.int8 import check_int8_mm as check_int8_mm
+from bigmodel_ext._checks.int8 import check_int8_weight_only_linear as check_int8_weight_only_linear
 from bigmodel_ext._checks.int8 import check_quantize_rows as check_quantize_rows
 from bigmodel_ext._checks.ising import check_ising_descend as check_ising_descend
 from bigmodel_ext._checks.ising import check_ising_start as check_ising_start

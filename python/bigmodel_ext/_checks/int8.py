@@ -64,3 +64,17 @@ def check_int8_linear(
         require_dtype("input_scale", input_scale, torch.float32)
         require_shape("input_scale", input_scale)
     require_k(k)
+
+
+def check_int8_weight_only_linear(
+    x: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | None, activation: str = "none"
+) -> None:
+    require_activation(activation)
+    require_dtype("x", x, *FLOATS)
+    require_dtype("weight", weight, torch.int8)
+    require_dtype("weight_scale", weight_scale, torch.float32)
+    require_features(x)
+    require(weight_scale.dim() == 1, lambda: f"weight_scale must be [N], got shape {list(weight_scale.shape)}")
+    n, k = weight_scale.shape[0], x.shape[-1]
+    require_shape("packed weight", weight, -(-n // INT8_TILE_N), -(-k // 4) + 1, INT8_TILE_N, 4)
+    require_bias(bias, n)

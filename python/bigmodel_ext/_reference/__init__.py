@@ -40,6 +40,7 @@ from bigmodel_ext._reference.dropout import philox_4x32 as philox_4x32
 from bigmodel_ext._reference.int8 import SMALLEST_QUANTIZABLE as SMALLEST_QUANTIZABLE
 from bigmodel_ext._reference.int8 import int8_linear as int8_linear
 from bigmodel_ext._reference.int8 import int8_mm as int8_mm
+from bigmodel_ext._reference.int8 import int8_weight_only_linear as int8_weight_only_linear
 from bigmodel_ext._reference.int8 import quantize_rows as quantize_rows
 from bigmodel_ext._reference.int8 import unpack_int8 as unpack_int8
 from bigmodel_ext._reference.ising import ising_decode as ising_decode

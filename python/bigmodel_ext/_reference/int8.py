@@ -68,3 +68,12 @@ def int8_linear(
     rows = x.reshape(math.prod(x.shape[:-1]), k)
     q, x_scale = quantize_rows(rows) if input_scale is None else quantize_fixed(rows, input_scale)
     return _scaled(int8_mm(q, weight), x_scale, weight_scale, bias, x, activation)
+
+
+def int8_weight_only_linear(
+    x: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | None, activation: str = "none"
+) -> Tensor:
+    y = (x.float() @ unpack_int8(weight, weight_scale.shape[0], x.shape[-1]).float().T) * weight_scale
+    if bias is not None:
+        y = y + bias.float()
+    return activate(y, activation).to(x.dtype)

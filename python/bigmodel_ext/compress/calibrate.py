@@ -8,10 +8,20 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from bigmodel_ext.nn._compressed import Compressed
 from bigmodel_ext.train.loop import evaluating
 
 ForwardLoop = Callable[[nn.Module], Any]  # runs the model on calibration data: lambda m: [m(x) for x in batches]
 Observer = Callable[[str, nn.Module, Tensor, Tensor], None]  # (fqn, layer, its input, its output)
+
+
+def already_converted(model: nn.Module) -> str:
+    """For the end of an error message: which layers have no float weights any more; "" if none."""
+    found = [f"{fqn} ({type(m).__name__})" for fqn, m in model.named_modules() if isinstance(m, Compressed)]
+    if not found:
+        return ""
+    more = f" and {len(found) - 3} more" if len(found) > 3 else ""
+    return f": {', '.join(found[:3])}{more} are converted already, and have no float weights left"
 
 
 def layers_of(
@@ -31,7 +41,8 @@ def layers_of(
     }
     if not found:
         names = " or ".join(f"nn.{kind.__name__}" for kind in kinds)
-        raise ValueError(f"filter_fn chose none of the model's {names}" if filter_fn else f"the model has no {names}")
+        none = f"filter_fn chose none of the model's {names}" if filter_fn else f"the model has no {names}"
+        raise ValueError(none + already_converted(model))
     return found
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from bigmodel_ext._measure import interleave, median_ratio
-from bigmodel_ext.nn import BinaryCodedLinear, Int8Linear, Int8SparseLinear, SparseLinear
+from bigmodel_ext.nn import BinaryCodedLinear, Int8Linear, Int8SparseLinear, Int8WeightOnlyLinear, SparseLinear
 from bigmodel_ext.train.loop import evaluating
 
 
@@ -37,7 +37,7 @@ def parameters(model: nn.Module) -> int:
     hidden = sum(
         layer.in_features * layer.out_features
         for layer in model.modules()
-        if isinstance(layer, (BinaryCodedLinear, Int8Linear, Int8SparseLinear, SparseLinear))
+        if isinstance(layer, (BinaryCodedLinear, Int8Linear, Int8SparseLinear, Int8WeightOnlyLinear, SparseLinear))
     )
     stored = sum(p.numel() for p in model.parameters() if p.is_floating_point())
     own = sum(layer.values.numel() for layer in model.modules() if isinstance(layer, SparseLinear))

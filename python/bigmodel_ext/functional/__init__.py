@@ -12,6 +12,7 @@ from bigmodel_ext.functional._dropout import fused_dropout as fused_dropout
 from bigmodel_ext.functional._dropout import fused_dropout_norm as fused_dropout_norm
 from bigmodel_ext.functional._int8 import int8_linear as int8_linear
 from bigmodel_ext.functional._int8 import int8_mm as int8_mm
+from bigmodel_ext.functional._int8 import int8_weight_only_linear as int8_weight_only_linear
 from bigmodel_ext.functional._int8 import quantize_rows as quantize_rows
 from bigmodel_ext.functional._ising import ising_decode as ising_decode
 from bigmodel_ext.functional._ising import ising_descend as ising_descend

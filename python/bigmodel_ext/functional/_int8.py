@@ -9,6 +9,7 @@ from bigmodel_ext.functional._registered import call, ops, require_features
 _quantize_rows = ops.quantize_rows.default
 _int8_mm = ops.int8_mm.default
 _int8_linear = ops.int8_linear.default
+_int8_weight_only_linear = ops.int8_weight_only_linear.default
 
 
 def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -96,3 +97,38 @@ def int8_linear(
     if activation is None:  # one argument more costs 2 % of a small call
         return call(_int8_linear, x, weight_q, weight_scale, bias)
     return call(_int8_linear, x, weight_q, weight_scale, bias, activation)
+
+
+def int8_weight_only_linear(
+    x: Tensor,
+    weight_q: Tensor,
+    weight_scale: Tensor,
+    bias: Tensor | None = None,
+    *,
+    activation: str | None = None,
+    in_features: int | None = None,
+) -> Tensor:
+    """A linear layer with int8 weights and float activations:
+
+    ``y[m,n] = act((sum_k x[m,k] * weight_q[n,k]) * weight_scale[n] + bias[n])``, computed in float32 and rounded once
+    to x's dtype. Weights are read as bytes and converted in registers.
+
+    Differentiable in x and bias (``dx = (dy * weight_scale) @ weight_q``).
+
+    Args:
+        x: [..., K] float32, bfloat16 or float16.
+        weight_q: int8, packed by ``formats.int8.pack``.
+        weight_scale: float32 [N].
+        bias: [N], any floating dtype.
+        activation, in_features: as in :func:`int8_linear`.
+
+    Returns:
+        [..., N] in x's dtype.
+
+    Raises:
+        TypeError: a dtype is not one of those above.
+        ValueError: shapes do not match, or activation is not one that exists.
+    """
+    if in_features is not None:
+        require_features(x, in_features)
+    return call(_int8_weight_only_linear, x, weight_q, weight_scale, bias, activation or "none")

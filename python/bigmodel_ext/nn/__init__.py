@@ -8,6 +8,7 @@ from bigmodel_ext.nn.fused_dropout_norm import FusedDropoutNorm
 from bigmodel_ext.nn.int8_conv2d import Int8Conv2d
 from bigmodel_ext.nn.int8_linear import Int8Linear
 from bigmodel_ext.nn.int8_sparse_linear import Int8SparseLinear
+from bigmodel_ext.nn.int8_weight_only_linear import Int8WeightOnlyLinear
 from bigmodel_ext.nn.semi_sparse_linear import SemiSparseLinear
 from bigmodel_ext.nn.sparse_conv2d import SparseConv2d
 from bigmodel_ext.nn.sparse_linear import SparseLinear
@@ -21,6 +22,7 @@ __all__ = [
     "Int8Conv2d",
     "Int8Linear",
     "Int8SparseLinear",
+    "Int8WeightOnlyLinear",
     "SemiSparseLinear",
     "SparseConv2d",
     "SparseLinear",

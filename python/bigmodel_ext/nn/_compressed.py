@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 _INTEGERS = {torch.float32: torch.int32, torch.float16: torch.int16}
+CODINGS = ("none", "rans")
 
 
 class Compressed(nn.Module):
@@ -16,7 +17,22 @@ class Compressed(nn.Module):
 
     float_buffers: tuple[str, ...] = ()  # buffers that keep their dtype whatever the model is cast to
     stored: tuple[str, ...] = ()  # what belongs together in a state dict: all of it is loaded, or none
+    codable: tuple[str, ...] = ()  # names in the state dict that files may hold entropy-coded
+    _coding = "none"
     bias: Any  # a Parameter or None
+
+    @property
+    def coding(self) -> str:
+        """How ``save_model`` writes the tensors named by ``codable``: none, as they are, or rans, entropy-coded (see
+        ``formats.coded``; needs constriction). Settable; whatever the weights are when saved is what is coded."""
+        return self._coding
+
+    @coding.setter
+    def coding(self, name: str) -> None:
+        allowed = CODINGS if self.codable else CODINGS[:1]
+        if name not in allowed:
+            raise ValueError(f"coding of {type(self).__name__} must be one of {', '.join(allowed)}, got {name!r}")
+        self._coding = name
 
     @property
     def float_dtype(self) -> torch.dtype:
@@ -82,6 +98,7 @@ class PackedInt8(Compressed):
     """Holds int8 weights packed for the kernel; the state dict has them as ``weight_q``, as they are written."""
 
     float_buffers: tuple[str, ...] = ("weight_scale",)
+    codable = ("weight_q", "weight_scale")
     packed: Tensor
     weight_scale: Tensor
 

@@ -11,6 +11,7 @@ from bigmodel_ext import functional
 from bigmodel_ext.formats import int8_conv
 from bigmodel_ext.nn._compressed import PackedInt8
 from bigmodel_ext.nn._conv import CompressedConv2d, require_conv, require_int8_exact
+from bigmodel_ext.nn._int8_weight import quantized_weight
 
 
 class Int8Conv2d(PackedInt8, CompressedConv2d):  # type: ignore[override]
@@ -32,9 +33,10 @@ class Int8Conv2d(PackedInt8, CompressedConv2d):  # type: ignore[override]
         self._register_packed(self._pack(zeros), self.out_channels)
 
     @classmethod
-    def from_float(cls, conv: nn.Conv2d) -> Int8Conv2d:
+    def from_float(cls, conv: nn.Conv2d, weight_scales: str = "max") -> Int8Conv2d:
         """Quantize per output: ``weight_scale = max |w| / 127``, ``weight_q = round_half_even(w * 127 / max |w|)``.
-        An output with NaN or infinity in its weights is NaN. conv is not changed; its bias is shared.
+        ``weight_scales="mse"``: as in :meth:`Int8Linear.from_float`. An output with NaN or infinity in its weights is
+        NaN. conv is not changed; its bias is shared.
 
         Raises:
             TypeError: conv is not an nn.Conv2d, or its weight not float32, bfloat16 or float16.
@@ -43,9 +45,8 @@ class Int8Conv2d(PackedInt8, CompressedConv2d):  # type: ignore[override]
         require_conv(conv)
         require_int8_exact(conv)
         layer: Int8Conv2d = cls._like(conv)
-        weight = conv.weight.detach()
-        q, scale = functional.quantize_rows(weight.flatten(1))
-        layer.packed, layer.weight_scale = layer._pack(q.view(weight.shape)), scale
+        q, scale = quantized_weight(conv.weight.flatten(1), weight_scales)
+        layer.packed, layer.weight_scale = layer._pack(q.view(conv.weight.shape)), scale
         return layer
 
     @property

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from bigmodel_ext import functional
 from bigmodel_ext.formats import int8
 from bigmodel_ext.nn._compressed import PackedInt8
+from bigmodel_ext.nn._int8_weight import quantized_weight
 from bigmodel_ext.nn._linear import Activated, require_int8_exact, require_linear
 
 
@@ -55,21 +56,23 @@ class Int8Linear(PackedInt8, Activated):  # type: ignore[override]
             self.float_buffers = ("weight_scale", "input_scale")
 
     @classmethod
-    def from_float(cls, linear: nn.Linear, input_scale: float | None = None) -> Int8Linear:
+    def from_float(cls, linear: nn.Linear, input_scale: float | None = None, weight_scales: str = "max") -> Int8Linear:
         """Quantize per output: ``weight_scale = max_k |w| / 127``, ``weight_q = round_half_even(w * 127 / max_k |w|)``.
         A row with NaN or infinity yields NaN outputs (see :func:`functional.quantize_rows`). linear is not changed; its
-        bias is shared. With an input_scale, activations are quantized by it.
+        bias is shared. ``weight_scales="mse"`` looks for the scales with the least squared rounding error instead (see
+        ``nn._int8_weight``). With an input_scale, activations are quantized by it.
 
         Raises:
             TypeError: linear is not an nn.Linear, or its weight not float32, bfloat16 or float16.
-            ValueError: in_features exceeds 131071, or input_scale is negative, infinite or NaN.
+            ValueError: in_features exceeds 131071, weight_scales is neither "max" nor "mse", or input_scale is
+                negative, infinite or NaN.
         """
         require_linear(linear)
         require_int8_exact(linear)
         layer: Int8Linear = cls._like(linear, static_input=input_scale is not None)
         if layer.input_scale is not None:
             layer.input_scale.fill_(_valid_scale(input_scale))
-        q, scale = functional.quantize_rows(linear.weight.detach())
+        q, scale = quantized_weight(linear.weight, weight_scales)
         layer.packed, layer.weight_scale = int8.pack(q), scale
         return layer
 

@@ -22,6 +22,7 @@ class Int8SparseLinear(PanelLinear):
     """
 
     float_buffers = ("weight_scale",)
+    codable = ("values", "col", "weight_scale")
 
     def __init__(
         self,

@@ -76,7 +76,8 @@ class Processes:
         self._accelerator.wait_for_everyone()
 
     def close(self) -> None:
-        """Take leave of the other processes; the last thing a script does."""
+        """Take leave of the other processes, once all are here; the last thing a script does."""
+        self.wait()
         self._accelerator.end_training()
         if torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()

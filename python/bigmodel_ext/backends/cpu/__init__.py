@@ -22,6 +22,7 @@ _dispatch.register(
         "int8_mm": Candidate("cpu", int8.int8_mm),
         "int8_linear": Candidate("cpu", int8.int8_linear),
         "binary_coded_linear": Candidate("cpu", binary_coded.binary_coded_linear),
+        "int8_weight_only_linear": Candidate("cpu", int8.int8_weight_only_linear),
         "int8_conv2d": Candidate("cpu", conv.int8_conv2d),
         "int8_sparse_linear": Candidate("cpu", sparse.int8_sparse_linear),
         "sparse_conv2d": Candidate("cpu", conv.sparse_conv2d, _double),

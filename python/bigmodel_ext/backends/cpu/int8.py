@@ -38,3 +38,11 @@ def int8_linear(
     out = x.new_empty(x.size(0), n) if x.dim() == 2 else output_rows(x, n)  # numbers cost half as much as a tuple
     _native.int8_linear(x, weight, weight_scale, bias, out, activation, input_scale)
     return out
+
+
+def int8_weight_only_linear(
+    x: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | None, activation: str = "none"
+) -> Tensor:
+    out = output_rows(x, weight_scale.numel())
+    _native.int8_weight_only_linear(x, weight, weight_scale, bias, out, activation)
+    return out

@@ -15,10 +15,11 @@ from torch import Tensor, nn
 from bigmodel_ext._measure import interleave
 from bigmodel_ext.compress.calibrate import observe
 from bigmodel_ext.compress.controller.forms import DENSE, Form
-from bigmodel_ext.compress.measure import state_bytes, threads
+from bigmodel_ext.compress.measure import latencies, state_bytes, threads
 from bigmodel_ext.train.loop import evaluating
 
 Build = Callable[[str, Form], nn.Module]  # (fqn, form) -> the layer in that form
+BAD = 1e30  # damage of outputs that are not numbers: JSON has no infinity
 TIMED_S, ROUNDS = 0.02, (5, 25)  # spent on timing a layer's forms against each other, and the least and most rounds
 
 
@@ -107,25 +108,53 @@ def _times(fqn: str, forms: Sequence[Form], build: Build, inputs: Sequence[Tenso
     return [first * statistics.median(t / max(f, 1e-9) for t, f in zip(own, times[0], strict=True)) for own in times]
 
 
+def model_cost(model: nn.Module, cost: str, inputs: Tensor, recall: Callable[[str, Callable[[], Any]], Any]) -> float:
+    """What the whole model costs: bytes, or seconds for `inputs` on one thread."""
+    if cost == "bytes":
+        return float(state_bytes(model))
+    return float(recall("latency", lambda: 1e-3 * latencies({"model": model}, inputs)["model"]["latency_ms"]))
+
+
+def model_change(model: nn.Module, other: nn.Module, cost: str, inputs: Tensor) -> float:
+    """By how much `other` costs more than `model` (less: negative), the two taking turns."""
+    if cost == "bytes":
+        return float(state_bytes(other) - state_bytes(model))
+    timed = latencies({"model": model, "other": other}, inputs, rounds=9)
+    whole = 1e-3 * timed["model"]["latency_ms"]
+    return whole / timed["other"]["speedup"] - whole
+
+
+def damage(model: nn.Module, other: nn.Module, batches: Sequence[Tensor]) -> float:
+    """``||y' - y||^2 / ||y - mean(y)||^2`` over the models' outputs y and y'; BAD where that is NaN."""
+    exact = _outputs(model, batches)
+    return _relative(_outputs(other, batches), exact)
+
+
 def damages(
     model: nn.Module, forms: Mapping[str, Sequence[Form]], build: Build, batches: Sequence[Tensor]
 ) -> dict[str, list[float]]:
-    """{fqn: [||y' - y||^2 / ||y - mean(y)||^2 of the model's output, with only this layer in that form]}: 0 for dense.
-    Small changes add up, and so nearly do these."""
+    """{fqn: [`damage` of the model with only this layer in that form]}: 0 for dense. Small changes add up, and so
+    nearly do these."""
     model = copy.deepcopy(model)
-    with evaluating(model):
-        exact = [main_output(model(x)).float() for x in batches]
-        whole = sum(float((y - y.flatten(0, -2).mean(0)).square().sum()) for y in exact)
-        table = {}
-        for fqn, own in forms.items():
-            table[fqn] = [
-                0.0 if f == DENSE else _damage(model, fqn, build(fqn, f), batches, exact) / whole for f in own
-            ]
+    exact, table = _outputs(model, batches), dict[str, list[float]]()
+    for fqn, own in forms.items():
+        table[fqn] = []
+        for form in own:
+            if form == DENSE:
+                table[fqn].append(0.0)
+                continue
+            with exchanged(model, fqn, build(fqn, form).eval()):
+                table[fqn].append(_relative(_outputs(model, batches), exact))
     return table
 
 
-def _damage(model: nn.Module, fqn: str, layer: nn.Module, batches: Sequence[Tensor], exact: Sequence[Tensor]) -> float:
-    with exchanged(model, fqn, layer.eval()):
-        found = [main_output(model(x)).float() for x in batches]
+def _outputs(model: nn.Module, batches: Sequence[Tensor]) -> list[Tensor]:
+    with evaluating(model):
+        return [main_output(model(x)).float().flatten(0, -2) for x in batches]
+
+
+def _relative(found: Sequence[Tensor], exact: Sequence[Tensor]) -> float:
+    mean = torch.cat([*exact]).mean(0)
+    whole = sum(float((y - mean).square().sum()) for y in exact)
     wrong = sum(float((a - b).square().sum()) for a, b in zip(found, exact, strict=True))
-    return wrong if wrong == wrong else float("inf")  # NaN: as bad as can be
+    return wrong / max(whole, 1e-30) if wrong == wrong else BAD

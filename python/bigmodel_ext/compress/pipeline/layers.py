@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from collections.abc import Container, Mapping
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
 from torch import nn
 
 from bigmodel_ext import convert
-from bigmodel_ext.compress import measure
 from bigmodel_ext.compress.controller import tables
-from bigmodel_ext.compress.controller.build import Builder, fits
+from bigmodel_ext.compress.controller.build import Builder, fits, is_in
 from bigmodel_ext.compress.controller.forms import DENSE, Form
 from bigmodel_ext.compress.controller.frontier import Point
 from bigmodel_ext.compress.controller.search import Found, Search
@@ -33,7 +32,8 @@ def run(context: Context, step: ChooseLayers, before: Stage) -> Stage:
     builder = Builder(model, layers, context.forward_loop)
     forms = {fqn: _forms(step, fqn, layer) for fqn, layer in layers.items()}
     points = _points(context, model, layers, forms, builder)
-    fixed = _fixed(context, model, points)
+    whole = tables.model_cost(model, context.cost, context.calibration[0], context.recall)
+    fixed = max(0.0, whole - sum(p.cost for own in points.values() for p in own if p.form == DENSE))
     best: list[tuple[float, Tried]] = []
 
     def score(chosen: Mapping[str, Form]) -> float:
@@ -89,33 +89,19 @@ def _points(
     }
 
 
-def _fixed(context: Context, model: nn.Module, points: Mapping[str, list[Point[Form]]]) -> float:
-    """The cost of everything that no form changes."""
-    if context.cost == "bytes":
-        whole = float(measure.state_bytes(model))
-    else:
-        batch = context.calibration[0]
-        whole = context.recall(
-            "latency", lambda: 1e-3 * measure.latencies({"model": model}, batch)["model"]["latency_ms"]
-        )
-    return max(0.0, whole - sum(p.cost for own in points.values() for p in own if p.form == DENSE))
-
-
 def _make(
     context: Context, step: ChooseLayers, model: nn.Module, chosen: Mapping[str, Form], builder: Builder
 ) -> nn.Module:
     model = copy.deepcopy(model)
-    if step.train is not None:
+    if step.train is None:
+        builder.prune_(model, chosen)
+    else:
         _train(context, step, model, chosen)
-
-    def form(layer: nn.Module, fqn: str) -> list[nn.Module]:
-        if step.train is not None:
-            return [builder.from_pruned(fqn, layer, chosen[fqn])]
-        return [copy.deepcopy(builder(fqn, chosen[fqn]))]
-
     changed = {fqn for fqn, own in chosen.items() if own != DENSE}
     if changed:
-        convert.exchange_(model, form, (), lambda layer, fqn: fqn in changed, KINDS)
+        convert.exchange_(
+            model, lambda layer, fqn: [builder.convert(fqn, layer, chosen[fqn])], (), partial(is_in, changed), KINDS
+        )
     return model
 
 
@@ -129,7 +115,7 @@ def _train(context: Context, step: ChooseLayers, model: nn.Module, chosen: Mappi
             ratios.setdefault(own.granularity, {})[fqn] = own.sparsity
     pruners: list[MaskPruner | GradualPruner] = []
     for granularity, own_ratios in ratios.items():
-        chosen_layers = partial(_is_in, own_ratios)
+        chosen_layers = partial(is_in, own_ratios)
         if granularity == "2:4":
             masks = MaskPruner(model, granularity=granularity, filter_fn=chosen_layers)
             masks.step()
@@ -143,10 +129,6 @@ def _train(context: Context, step: ChooseLayers, model: nn.Module, chosen: Mappi
             pruner(done)
 
     context.train("layers", model, step.train, on_step)
-
-
-def _is_in(names: Container[str], layer: nn.Module, fqn: str) -> bool:
-    return fqn in names
 
 
 def _details(

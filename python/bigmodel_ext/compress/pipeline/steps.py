@@ -31,18 +31,29 @@ class Distill:
 
 @dataclass(frozen=True)
 class PruneStructure:
-    """Channels, neurons and heads are removed physically (:class:`prune.StructuredPruner`).
+    """Channels, neurons and heads are removed physically (:class:`prune.StructuredPruner`); how many of each group, the
+    controller finds.
 
     Args:
-        ratios: shares of each layer's outputs to remove, tried in this order, from the boldest.
-        train: fine-tuning after it; None: none.
-        keywords: more arguments of the pruner: importance, ignored_layers, round_to, global_pruning, ...
+        ratios: shares of a group that may be removed, each in (0, 1).
+        train: fine-tuning of each combination that is tried; None: none.
+        importance: the pruner's; by default the layers that follow are fitted to what they gave before.
+        trials: at most this many combinations are tried.
+        keywords: more arguments of the pruner: ignored_layers, round_to, granularity, heads, ...
     """
 
-    ratios: tuple[float, ...] = (0.5, 0.3, 0.15)
+    ratios: tuple[float, ...] = (0.25, 0.5, 0.75)
     train: TrainConfig | None = None
+    importance: str = "reconstruction"
+    trials: int = 16
     keywords: Mapping[str, Any] = field(default_factory=dict)
     name = "structure"
+
+    def __post_init__(self) -> None:
+        if not self.ratios or not all(0.0 < ratio < 1.0 for ratio in self.ratios):
+            raise ValueError(f"ratios must be in (0, 1), got {self.ratios}")
+        if self.trials < 1:
+            raise ValueError(f"trials must be at least 1, got {self.trials}")
 
 
 @dataclass(frozen=True)

@@ -1,29 +1,93 @@
-"""The step `PruneStructure`."""
+"""The step `PruneStructure`: each group of channels, neurons or heads gets its own ratio."""
 
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from functools import partial
+from typing import Any
 
 from torch import nn
 
-from bigmodel_ext.compress.pipeline.context import Context, Stage
+from bigmodel_ext.compress.controller import tables
+from bigmodel_ext.compress.controller.frontier import Point
+from bigmodel_ext.compress.controller.search import Found, Search
+from bigmodel_ext.compress.pipeline.context import Attempt, Context, Stage, Tried
 from bigmodel_ext.compress.pipeline.steps import PruneStructure
-from bigmodel_ext.compress.prune.schedule import GradualPruner as StructuredPruner
+from bigmodel_ext.compress.prune import StructuredPruner
+
+Ratios = Mapping[str, float]  # by the group's name
 
 
 def run(context: Context, step: PruneStructure, before: Stage) -> Stage:
-    def make(ratio: float) -> nn.Module:
-        model = copy.deepcopy(before.model)
-        pruner = StructuredPruner(
-            model,
-            context.calibration[0],
-            pruning_ratio=ratio,
-            **{"forward_loop": context.forward_loop, **step.keywords},
-        )
-        pruner.step()
-        return model if step.train is None else context.train(f"{ratio:.0%} of outputs removed", model, step.train)
+    model = before.model
+    groups = _pruner(context, step, copy.deepcopy(model), {}).groups
+    context.progress.note(
+        f"  {len(groups)} groups of channels, neurons or heads: measuring {len(step.ratios)} ratios each"
+    )
+    points = {
+        name: [Point(0.0, 0.0, 0.0), *(_point(context, step, model, name, ratio) for ratio in step.ratios)]
+        for name in groups
+    }
+    best: list[tuple[float, Tried]] = []
 
-    tries = [(f"{ratio:.0%} of channels, neurons and heads removed", partial(make, ratio), before.fresh)
-             for ratio in step.ratios]  # fmt: skip
-    return context.first_within(step.name, before, tries, "nothing is removed")
+    def score(chosen: Ratios) -> float:
+        tried = context.attempt(told(chosen), partial(_make, context, step, model, chosen), before.fresh, repr(chosen))
+        cost = search.cost(chosen)
+        if context.within(tried.score) and (not best or cost < best[0][0]):
+            best[:] = [(cost, tried)]
+        return tried.score
+
+    whole = tables.model_cost(model, context.cost, context.calibration[0], context.recall)
+    search = Search(points, score, context.within, target=context.target, trials=step.trials, fixed=whole)
+    found = search.run()
+    attempts = tuple(Attempt(told(t.forms), t.score, t.kept) for t in found.trials)
+    details = _details(context, search, found)
+    if found.best is None:
+        return Stage(step.name, model, before.fresh, "nothing is removed", before.score, attempts, details)
+    tried = best[0][1]
+    return Stage(step.name, tried.model(), before.fresh, told(found.best.forms), tried.score, attempts, details)
+
+
+def told(ratios: Ratios) -> str:
+    """{"a": 0.5, "b": 0.0} -> "a 50%"."""
+    return ", ".join(f"{name} {ratio:.0%}" for name, ratio in ratios.items() if ratio) or "nothing removed"
+
+
+def _pruner(context: Context, step: PruneStructure, model: nn.Module, ratios: Ratios) -> Any:
+    keywords = {"forward_loop": context.forward_loop, **step.keywords}
+    return StructuredPruner(
+        model, context.calibration[0], step.importance, 0.0, {n: r for n, r in ratios.items() if r}, **keywords
+    )
+
+
+def _make(context: Context, step: PruneStructure, model: nn.Module, ratios: Ratios) -> nn.Module:
+    model = copy.deepcopy(model)
+    _pruner(context, step, model, ratios).step()
+    return model if step.train is None else context.train("structure", model, step.train)
+
+
+def _point(context: Context, step: PruneStructure, model: nn.Module, name: str, ratio: float) -> Point[float]:
+    """The model with only this group smaller: what it costs less, and what it does to the output."""
+
+    def measured() -> list[float]:
+        smaller = copy.deepcopy(model)
+        _pruner(context, step, smaller, {name: ratio}).step()
+        change = tables.model_change(model, smaller, context.cost, context.calibration[0])
+        return [change, tables.damage(model, smaller, context.calibration)]
+
+    cost, damage = context.recall(f"{name} {ratio}", measured)
+    return Point(ratio, cost, damage)
+
+
+def _details(context: Context, search: Search[float], found: Found[float]) -> dict[str, Any]:
+    chosen = search.start if found.best is None else found.best.forms
+    return {
+        "cost": context.cost,
+        "target": context.target,
+        "groups": dict(chosen),
+        "trials": [
+            {"cost": t.cost, "damage": t.damage, "score": t.score, "within": t.within, "kept": t.kept}
+            for t in found.trials
+        ],
+    }

@@ -129,8 +129,8 @@ def _wanda(model: nn.Module, layers: Layers, forward_loop: ForwardLoop) -> dict[
     observe(model, forward_loop, layers, add)
 
     def weighted(rms: Tensor, weight: Tensor) -> Tensor:
-        by_group = weight.view(rms.shape[0] if rms.dim() == 2 else 1, -1, weight[0].numel())  # [groups, N/groups, K]
-        return (by_group.abs() * rms.view(by_group.shape[0], 1, -1)).view(weight.shape)
+        by_group = weight.reshape(rms.shape[0] if rms.dim() == 2 else 1, -1, weight[0].numel())  # [groups, N/groups, K]
+        return (by_group.abs() * rms.view(by_group.shape[0], 1, -1)).reshape(weight.shape)
 
     return {fqn: weighted(means.of(fqn).sqrt(), _weight(layer)) for fqn, layer in layers.items()}
 

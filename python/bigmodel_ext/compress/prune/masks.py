@@ -10,20 +10,10 @@ from torch import Tensor, nn
 
 from bigmodel_ext.compress.calibrate import ForwardLoop
 from bigmodel_ext.compress.prune import importance as _importance
+from bigmodel_ext.compress.prune.chosen import Named, chosen, ratios_of
 from bigmodel_ext.compress.prune.policy import Policy
 from bigmodel_ext.compress.prune.units import GRANULARITIES, HEAD, Heads
 from bigmodel_ext.convert import largest_mask, two_four_mask
-
-Named = str | nn.Module  # a layer, or a module that holds layers
-
-
-def _within(model: nn.Module, argument: str, named: Named) -> set[nn.Module]:
-    """This module of the model and all inside it. Raises ValueError: the model doesn't have it."""
-    found = dict(model.named_modules(remove_duplicate=False)).get(named) if isinstance(named, str) else named
-    if found is None or all(found is not module for module in model.modules()):
-        told = repr(named) if isinstance(named, str) else f"such {type(named).__name__}"
-        raise ValueError(f"{argument}: the model has no {told}")
-    return set(found.modules())
 
 
 class MaskPruner:
@@ -89,8 +79,9 @@ class MaskPruner:
         self.model, self.importance, self.granularity = model, importance, granularity
         self.forward_loop, self.iterative_steps = forward_loop, iterative_steps
         self.heads = {fqn: Heads(h) if isinstance(h, int) else h for fqn, h in (heads or {}).items()}
-        self.layers = self._chosen(ignored_layers, filter_fn)
-        ratios = self._by_layer(pruning_ratio_dict or {})
+        wanted = f"layer with a {self._unit}"
+        self.layers = chosen(model, self._candidates(), ignored_layers, filter_fn, wanted)
+        ratios = ratios_of(model, self.layers, pruning_ratio_dict or {})
         self.policy = Policy(pruning_ratio, ratios, global_pruning, max_pruning_ratio, round_to)
         self.per_row = fine and not global_pruning and (importance == "wanda" if per_row is None else per_row)
         self.masks: dict[str, Tensor] = {}  # bool of the weight's shape: what stays
@@ -98,37 +89,15 @@ class MaskPruner:
         self._kept: dict[str, Tensor] = {}  # bool [rows, units]
         self._steps = 0
 
-    def _chosen(
-        self, ignored: Iterable[Named], filter_fn: Callable[[nn.Module, str], bool] | None
-    ) -> dict[str, nn.Module]:
-        """The layers whose units are pruned, by name."""
+    def _candidates(self) -> dict[str, nn.Module]:
+        """The layers whose units can be pruned, by name."""
         modules = dict(self.model.named_modules())
+        if not self.heads:
+            kinds = GRANULARITIES[self.granularity].kinds
+            return {fqn: module for fqn, module in modules.items() if type(module) in kinds}
         for fqn, heads in self.heads.items():
             heads.check(fqn, modules)
-        left_out = {module for named in ignored for module in _within(self.model, "ignored_layers", named)}
-        kinds = GRANULARITIES[self.granularity].kinds if not self.heads else (nn.Linear,)
-        found = {
-            fqn: module
-            for fqn, module in modules.items()
-            if (fqn in self.heads if self.heads else type(module) in kinds)
-            and module not in left_out
-            and (filter_fn is None or filter_fn(module, fqn))
-        }
-        if not found:
-            names = " or ".join(f"nn.{kind.__name__}" for kind in kinds)
-            raise ValueError(f"no {names} is left to be pruned by granularity {self.granularity!r}")
-        return found
-
-    def _by_layer(self, ratios: Mapping[Any, float]) -> dict[str, float]:
-        found: dict[str, float] = {}
-        for named, ratio in ratios.items():
-            inside = _within(self.model, "pruning_ratio_dict", named)
-            names = [fqn for fqn, layer in self.layers.items() if layer in inside]
-            if not names:
-                told = named if isinstance(named, str) else type(named).__name__
-                raise ValueError(f"pruning_ratio_dict: {told} is or holds none of the layers that are pruned")
-            found |= dict.fromkeys(names, ratio)
-        return found
+        return {fqn: modules[fqn] for fqn in self.heads}
 
     def step(self) -> None:
         """Prune another ``1 / iterative_steps`` of what shall go.
@@ -148,15 +117,32 @@ class MaskPruner:
         if self.granularity == "2:4" and done != 1.0:
             raise ValueError(f"granularity '2:4' prunes in one step, got the share {done:g}")
         units = self._units()
-        unit = HEAD if self.heads else GRANULARITIES[self.granularity].unit
         if self.granularity == "2:4":
             self._kept = {fqn: two_four_mask(score.clamp(min=0.0)) for fqn, score in units.items()}
         else:
             rows = {fqn: score if self.per_row else score.view(1, -1) for fqn, score in units.items()}
-            gone = self.policy.gone(rows, unit, done)
+            gone = self.policy.gone(rows, self._unit, done)
             self._kept = {fqn: largest_mask(score, gone[fqn]).view_as(units[fqn]) for fqn, score in rows.items()}
         self._expand()
         self.apply()
+
+    @property
+    def _unit(self) -> str:
+        return HEAD if self.granularity == HEAD else GRANULARITIES[self.granularity].unit
+
+    def hold(self) -> None:
+        """Take the zeros that the layers have for masks: what another method pruned stays pruned in training.
+
+        Raises:
+            ValueError: the granularity is "head".
+        """
+        if self.granularity == HEAD:
+            raise ValueError("hold() is not for granularity 'head': zero rows and columns don't tell heads")
+        kind = GRANULARITIES[self.granularity]
+        self._kept = {
+            fqn: kind.units(layer.get_parameter("weight").ne(0).float()) > 0 for fqn, layer in self.layers.items()
+        }
+        self._expand()
 
     def _units(self) -> dict[str, Tensor]:
         """The units' scores, -1 for those that have gone."""

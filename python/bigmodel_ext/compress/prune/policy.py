@@ -69,8 +69,8 @@ class Policy:
                 kept = -(-(units - counts[fqn]) // self.round_to) * self.round_to
                 counts[fqn] = max(0, units - kept)
             if units and counts[fqn] == units:
-                how = "with global_pruning (set max_pruning_ratio)" if fqn in together and self.global_pruning else ""
-                raise ValueError(f"pruning_ratio {ratios[fqn]:g} {how} would empty {fqn}: all {units} {unit}s would go")
+                how = " with global_pruning (set max_pruning_ratio)" if fqn in together and self.global_pruning else ""
+                raise ValueError(f"pruning_ratio {ratios[fqn]:g}{how} would empty {fqn}: all {units} {unit}s would go")
         return counts
 
     def _ranked_together(self, scores: Mapping[str, Tensor], done: float) -> dict[str, int]:

@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from bigmodel_ext.compress.calibrate import ForwardLoop
-from bigmodel_ext.compress.quantize import dynamic, hamiltonian, static
+from bigmodel_ext.compress.quantize import dynamic, hamiltonian, probabilistic, smooth, static, weight_only
 from bigmodel_ext.compress.quantize._report import Report
 from bigmodel_ext.convert import Filter, Int8DynamicActivationInt8WeightConfig
 
@@ -18,7 +18,10 @@ Apply = Callable[[nn.Module, Any, "ForwardLoop | None", "Filter | None"], Report
 METHODS: dict[type, Apply] = {
     Int8DynamicActivationInt8WeightConfig: dynamic.apply,
     static.Int8StaticActivationInt8WeightConfig: static.apply,
+    weight_only.Int8WeightOnlyConfig: weight_only.apply,
+    smooth.SmoothQuantConfig: smooth.apply,
     hamiltonian.HamiltonianConfig: hamiltonian.apply,
+    probabilistic.ProbabilisticInt8Config: probabilistic.apply,
 }
 
 

@@ -50,6 +50,7 @@ def exchange_made(
     forward_loop: ForwardLoop | None = None,
     filter_fn: Filter | None = None,
     figures: Figures | None = None,
+    notes: Mapping[str, str] | None = None,
 ) -> Report:
     """Exchange `layers` (those of `convert.convertible` for the same filter_fn) for what was made of them, unless they
     would get slower, and report; with a forward_loop, the error of each layer's output too.
@@ -71,6 +72,6 @@ def exchange_made(
         new = model.get_submodule(fqn)
         reason = "" if new is not old else why_kept(old) or ""
         error = errors.get(fqn) if new is not old else None
-        own = (figures or {}).get(fqn, {})
-        rows.append(LayerQuantized(fqn, type(new).__name__, before[fqn], nbytes(new), error, reason, own))
+        note, own = (notes or {}).get(fqn, ""), (figures or {}).get(fqn, {})
+        rows.append(LayerQuantized(fqn, type(new).__name__, before[fqn], nbytes(new), error, reason, note, own))
     return Report(tuple(rows))

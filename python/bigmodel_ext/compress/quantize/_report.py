@@ -12,7 +12,7 @@ from torch import nn
 class LayerQuantized:
     """One layer that was asked for. layer: the class it has now; reason: why it was left as it was, else ""; bytes: of
     its own tensors; output_error: ``||y' - y|| / ||y||`` over the calibration data, None without any; figures: what
-    the method adds, by name (a method's ``energy before`` and ``energy after``, say)."""
+    the method adds, by name (a method's ``energy before`` and ``energy after``, say); note: what else it has to say."""
 
     fqn: str
     layer: str
@@ -20,6 +20,7 @@ class LayerQuantized:
     bytes: int
     output_error: float | None = None
     reason: str = ""
+    note: str = ""
     figures: Mapping[str, float] = field(default_factory=dict)
 
 
@@ -53,7 +54,7 @@ class Report:
 def _cells(row: LayerQuantized, names: list[str]) -> tuple[str, ...]:
     error = "-" if row.output_error is None else f"{row.output_error:.3%}"
     figures = (f"{row.figures[name]:.5g}" if name in row.figures else "-" for name in names)
-    return row.fqn, row.layer, f"{row.bytes_before:,}", f"{row.bytes:,}", error, *figures, row.reason
+    return row.fqn, row.layer, f"{row.bytes_before:,}", f"{row.bytes:,}", error, *figures, row.reason or row.note
 
 
 def nbytes(module: nn.Module) -> int:

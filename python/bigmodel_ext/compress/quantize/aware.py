@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bigmodel_ext.compress.calibrate import ForwardLoop
+from bigmodel_ext.compress.calibrate import ForwardLoop, already_converted
 from bigmodel_ext.compress.quantize import dynamic, static
 from bigmodel_ext.compress.quantize._exchange import exchange_made
 from bigmodel_ext.compress.quantize._report import Report
@@ -55,10 +55,13 @@ def prepare(
 
     Raises:
         TypeError: config is of another class.
-        ValueError: no layer can be prepared, calibration failed (see `quantize_`), or config would prune.
+        ValueError: no layer can be prepared, calibration failed (see `quantize_`), or config would prune or choose
+            other weight scales.
     """
     if type(config) not in _CLASSES:
         raise TypeError(f"config must be an instance of {' or '.join(c.__name__ for c in _CLASSES)}, got {config!r}")
+    if getattr(config, "weight_scales", "max") != "max":
+        raise ValueError(f"weight_scales must be 'max', which training follows, got {config.weight_scales!r}")
     if getattr(config, "sparsity", None) is not None:
         raise ValueError(f"sparsity must be None: masks prune while the model trains, got {config.sparsity}")
     classes = _CLASSES[type(config)]
@@ -69,7 +72,9 @@ def prepare(
     if not layers:
         names = " or ".join(f"nn.{kind.__name__}" for kind in classes)
         raise ValueError(
-            f"the model has no {names} that can be prepared" + (" and filter_fn chooses" * bool(filter_fn))
+            f"the model has no {names} that can be prepared"
+            + (" and filter_fn chooses" * bool(filter_fn))
+            + already_converted(model)
         )
     scales: dict[str, float] = {}
     if isinstance(config, Int8StaticActivationInt8WeightConfig):
@@ -127,4 +132,4 @@ def convert(model: nn.Module, forward_loop: ForwardLoop | None = None) -> Report
 def _form(layer: Any, config: Any, scale: Tensor | None) -> nn.Module:
     if isinstance(config, Int8BlockSparseWeightConfig):
         return Int8SparseLinear.from_dense(layer)
-    return dynamic.form(layer) if scale is None else Int8Linear.from_float(layer, input_scale=float(scale))
+    return dynamic.form(layer, "max") if scale is None else Int8Linear.from_float(layer, input_scale=float(scale))

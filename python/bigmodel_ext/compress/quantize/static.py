@@ -15,6 +15,7 @@ from bigmodel_ext.compress.quantize._report import Report
 from bigmodel_ext.compress.quantize.observers import OBSERVERS, Magnitudes, input_scale
 from bigmodel_ext.convert import Filter, WeightConfig, convertible
 from bigmodel_ext.nn import Int8Linear
+from bigmodel_ext.nn._int8_weight import require_scales
 
 
 @dataclass(frozen=True)
@@ -22,14 +23,17 @@ class Int8StaticActivationInt8WeightConfig(WeightConfig):
     """:class:`nn.Int8Linear` with an ``input_scale``. Needs a forward_loop; nn.Linear only.
 
     observer: "minmax", the largest magnitude seen is 127; "percentile", `percentile` percent of the values fit (the
-    rest saturate); "mse", the rounding and clipping error over the calibration data is least.
+    rest saturate); "mse", the rounding and clipping error over the calibration data is least. weight_scales: as in
+    Int8DynamicActivationInt8WeightConfig.
     """
 
     observer: str = "mse"
     percentile: float = 99.99
+    weight_scales: str = "max"
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        require_scales(self.weight_scales)
         if self.observer not in OBSERVERS:
             raise ValueError(f"observer must be one of {', '.join(OBSERVERS)}, got {self.observer!r}")
         if isinstance(self.percentile, bool) or not isinstance(self.percentile, (int, float)):
@@ -72,6 +76,9 @@ def apply(
     """Calibrate, then exchange; the report has each layer's ``input scale``."""
     layers = convertible(model, filter_fn)
     scales = input_scales(model, forward_loop, layers, config)
-    made = {fqn: Int8Linear.from_float(cast(nn.Linear, layer), scales[fqn]) for fqn, layer in layers.items()}
+    made = {
+        fqn: Int8Linear.from_float(cast(nn.Linear, layer), scales[fqn], config.weight_scales)
+        for fqn, layer in layers.items()
+    }
     figures = {fqn: {"input scale": scale} for fqn, scale in scales.items()}
     return exchange_made(model, layers, made, config, forward_loop, filter_fn, figures)

@@ -113,7 +113,7 @@ def task() -> Task:
         students=({"width": 128, "depth": 2, "heads": 4, "kv_heads": 2, "mlp": 384},),
         sparsities=(0.7, 0.5, 0.3),
         augment={},
-        train_teacher=TrainConfig(epochs=8, batch_size=16, learning_rate=3e-3, examples=2048),
+        train_teacher=TrainConfig(epochs=7, batch_size=16, learning_rate=3e-3, examples=2048),
         train_student=TrainConfig(epochs=4, batch_size=16, learning_rate=4e-3, examples=2048),
         prune_student=TrainConfig(epochs=3, batch_size=16, learning_rate=2e-3, examples=2048),
         label_smoothing=0.0,
