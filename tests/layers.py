@@ -42,8 +42,13 @@ def dense_two_four(**kw) -> nn.Linear:
     return linear
 
 
+def binary_coded(**kw) -> nn.Module:
+    return bm.nn.BinaryCodedLinear.from_float(dense(**kw), bits=3, group_size=16)
+
+
 LINEARS = {
     "int8": lambda **kw: bm.nn.Int8Linear.from_float(dense(**kw)),
+    "binary_coded": binary_coded,
     "int8_static": lambda **kw: bm.nn.Int8Linear.from_float(dense(**kw), input_scale=0.03),
     "int8_weight_only": lambda **kw: bm.nn.Int8WeightOnlyLinear.from_float(dense(**kw)),
     "sparse": lambda **kw: bm.nn.SparseLinear.from_dense(dense(**kw)),
@@ -53,6 +58,7 @@ LINEARS = {
 }
 FRESH = {
     "int8": lambda **kw: bm.nn.Int8Linear(IN, OUT, **kw),
+    "binary_coded": lambda **kw: bm.nn.BinaryCodedLinear(IN, OUT, bits=3, group_size=16, **kw),
     "int8_static": lambda **kw: bm.nn.Int8Linear(IN, OUT, **kw, static_input=True),
     "int8_weight_only": lambda **kw: bm.nn.Int8WeightOnlyLinear(IN, OUT, **kw),
     "sparse": lambda **kw: bm.nn.SparseLinear(IN, OUT, **kw),

@@ -93,17 +93,17 @@ def assert_nearly_the_same(ours, theirs):
 
 
 def test_any_number_of_threads_finds_the_same(threads):
-    weight, moments, alpha, codes = problem(300, 96, 32, 2)
+    weight, moments, alpha, codes = problem(100, 96, 32, 2)  # 7 tiles, which two threads work on in parts of 4
     heats = [1.0, 0.2, 0.0]
     found = F.ising_descend(weight, moments, codes, alpha, group_size=32, temperatures=heats)
     whole = [
         F.ising_descend(
             weight[i : i + 1], moments, codes[i : i + 1], alpha[i : i + 1], group_size=32, temperatures=[0.0]
         )
-        for i in (0, 150, 299)
+        for i in (0, 50, 99)
     ]  # a row by itself: rows know nothing of each other
     together = F.ising_descend(weight, moments, codes, alpha, group_size=32)
-    assert all(torch.equal(together[0][i], one[0][0]) for i, one in zip((0, 150, 299), whole, strict=True))
+    assert all(torch.equal(together[0][i], one[0][0]) for i, one in zip((0, 50, 99), whole, strict=True))
     torch.set_num_threads(1)
     again = F.ising_descend(weight, moments, codes, alpha, group_size=32, temperatures=heats)
     assert torch.equal(found[0], again[0])

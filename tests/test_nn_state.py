@@ -34,6 +34,12 @@ def test_state_dicts_do_not_depend_on_packing():
         "weight_scale": (torch.float32, (OUT,)),
         "bias": (torch.float32, (OUT,)),
     }
+    shapes = {n: (t.dtype, tuple(t.shape)) for n, t in LINEARS["binary_coded"]().state_dict().items()}
+    assert shapes == {
+        "signs": (torch.uint8, (OUT, 3, -(-IN // 8))),
+        "alpha": (torch.float16, (OUT, -(-IN // 16), 3)),
+        "bias": (torch.float32, (OUT,)),
+    }
     assert set(LINEARS["sparse"]().state_dict()) == {"values", "crow", "col", "bias"}
     assert set(LINEARS["block_sparse"]().state_dict()) == {"values", "crow", "col", "bias"}
     assert set(LINEARS["semi_sparse"]().state_dict()) == {"values", "index", "bias"}
@@ -66,7 +72,7 @@ def test_int8_scale_stays_float32_when_assigned():
 def test_a_state_dict_that_does_not_fit(kind):
     state = LINEARS[kind]().state_dict()
     int8 = dict.fromkeys(("int8", "int8_static", "int8_weight_only"), "weight_q")
-    name = {**int8, "semi_sparse": "index"}.get(kind, "col")
+    name = {**int8, "binary_coded": "signs", "semi_sparse": "index"}.get(kind, "col")
     with pytest.raises(RuntimeError, match=rf"Missing key.*{name}"):
         FRESH[kind]().load_state_dict({k: v for k, v in state.items() if k != name})
     with pytest.raises(RuntimeError, match=r"Unexpected key.*other"):

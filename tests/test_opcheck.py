@@ -5,7 +5,7 @@ import torch
 from bigmodel_ext import _reference
 from bigmodel_ext._checks import FLOATS
 from bigmodel_ext._ops import NAMESPACE, OPS
-from bigmodel_ext.formats import block, block_sparse, csr, int8, int8_conv, two_four
+from bigmodel_ext.formats import binary_coded, block, block_sparse, csr, int8, int8_conv, two_four
 
 M, N, K = 5, 12, 19
 
@@ -70,6 +70,13 @@ def _dropout_norm_backward(dtype, norm, whole):
     return torch.randn_like(x), r, h, mean, rstd, x, b, seed, weight, p, activation, norm
 
 
+def _binary_code():
+    """packed, scales; two groups of 3 planes."""
+    signs = torch.randint(0, 256, (N, 3, -(-K // 8)), dtype=torch.uint8)
+    alpha = (torch.rand(N, 2, 3) * 0.1).half()
+    return binary_coded.to_panels(signs, K, 16), binary_coded.scales_to_panels(alpha)
+
+
 GROUPS, KERNEL, WINDOW = 2, (3, 2), ([3, 2], [2, 1], [1, 1, 0, 1], [1, 2], 2)
 
 
@@ -98,6 +105,11 @@ SAMPLES = {
         "no bias": (_matrix(dtype, grad=grad), _int8(), torch.rand(N), None),
         "activation": (_matrix(dtype, grad=grad), _int8(), torch.rand(N) * 0.01, _bias(grad), "gelu"),
         "static": (_matrix(dtype, grad=grad), _int8(), torch.rand(N), _bias(grad), "none", torch.tensor(0.01)),
+    },
+    "binary_coded_linear": lambda dtype, grad: {
+        "bias": (_matrix(dtype, grad=grad), *_binary_code(), _bias(grad), N, 16),
+        "3-d": (torch.randn(2, 3, K, dtype=dtype, requires_grad=grad), *_binary_code(), None, N, 16),
+        "activation": (_matrix(dtype, grad=grad), *_binary_code(), _bias(grad, dtype), N, 16, "gelu"),
     },
     "int8_weight_only_linear": lambda dtype, grad: {
         "bias": (_matrix(dtype, grad=grad), int8.pack(_int8()), torch.rand(N), _bias(grad), "none"),
@@ -193,7 +205,14 @@ IN_FLOAT64 = (
     "pack_panel_csr", "sparse_linear", "block_sparse_linear", "semi_sparse_linear", "sparse_conv2d", "fused_dropout",
     "fused_dropout_norm",
 )  # fmt: skip
-DIFFERENTIABLE = ("int8_linear", "int8_weight_only_linear", "int8_conv2d", "int8_sparse_linear", *IN_FLOAT64)
+DIFFERENTIABLE = (
+    "int8_linear",
+    "int8_weight_only_linear",
+    "binary_coded_linear",
+    "int8_conv2d",
+    "int8_sparse_linear",
+    *IN_FLOAT64,
+)
 CASES = [
     (op, dtype, grad)
     for op in SAMPLES
@@ -247,6 +266,9 @@ def test_gradients_in_float64_or_by_formula(op):
         if op in ("int8_linear", "int8_weight_only_linear"):
             weight = args[1] if args[1].dim() == 2 else int8.unpack(args[1], N, K)
             scale, bias = args[2], args[3]
+        elif op == "binary_coded_linear":
+            signs, alpha = binary_coded.from_panels(args[1], N, K, 16), binary_coded.scales_from_panels(args[2], N)
+            weight, scale, bias = binary_coded.decode(signs, alpha, K, 16), torch.ones(N), args[3]
         else:
             weight, scale, bias = block.unpack(*args[1:4], N, K), args[4], args[6]
         y = overload(*args)

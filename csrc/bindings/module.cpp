@@ -11,6 +11,7 @@ namespace py = pybind11;
 
 namespace bigmodel {
 void register_int8_linear(py::module_& m);
+void register_binary_coded_linear(py::module_& m);
 void register_int8_weight_only_linear(py::module_& m);
 void register_int8_mm(py::module_& m);
 void register_int8_conv2d(py::module_& m);
@@ -49,6 +50,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("about_to_write",
         [](uintptr_t address, size_t bytes) { about_to_write(reinterpret_cast<void*>(address), bytes); });
   register_int8_linear(m);
+  register_binary_coded_linear(m);
   register_int8_weight_only_linear(m);
   register_int8_mm(m);
   register_int8_conv2d(m);

@@ -12,6 +12,7 @@
 #include "../common/parallel.h"
 #include "../common/scratch.h"
 #include "isa.h"
+#include "ising_scales.h"
 
 namespace bigmodel {
 namespace {
@@ -139,63 +140,6 @@ void fill_levels(const float* alpha, int bits, float* level) {
     }
 }
 
-// x of A x = b for a symmetric positive definite A [n][n], by Cholesky; false if A is none in double precision.
-bool solve(const double (*a)[kIsingMaxBits], const double* b, int n, double* x) {
-  double l[kIsingMaxBits][kIsingMaxBits], y[kIsingMaxBits];
-  for (int i = 0; i < n; ++i) {
-    for (int j = 0; j <= i; ++j) {
-      double sum = a[i][j];
-      for (int m = 0; m < j; ++m) sum -= l[i][m] * l[j][m];
-      if (i == j && !(sum > 0.0)) return false;
-      l[i][j] = i == j ? std::sqrt(sum) : sum / l[j][j];
-    }
-    y[i] = b[i];
-    for (int m = 0; m < i; ++m) y[i] -= l[i][m] * y[m];
-    y[i] /= l[i][i];
-  }
-  for (int i = n - 1; i >= 0; --i) {
-    x[i] = y[i];
-    for (int m = i + 1; m < n; ++m) x[i] -= l[m][i] * x[m];
-    x[i] /= l[i][i];
-  }
-  return true;
-}
-
-// The normal equations of a group's scales: curvature S^T H S and slope S^T f, of each lane.
-struct Normal {
-  alignas(64) float curvature[kIsingMaxBits][kIsingMaxBits][kL], slope[kIsingMaxBits][kL];
-};
-
-// The scales' best step in one lane, to values that float16 holds; alpha and gain are changed if the energy falls.
-void step_of_lane(const Normal& normal, int bits, int lane, float* alpha, float* step, float* gain) {
-  double a[kIsingMaxBits][kIsingMaxBits], down[kIsingMaxBits], x[kIsingMaxBits], trace = 0.0;
-  for (int b = 0; b < bits; ++b) trace += normal.curvature[b][b][lane];
-  for (int b = 0; b < bits; ++b) {
-    for (int c = 0; c < bits; ++c) a[b][c] = normal.curvature[std::max(b, c)][std::min(b, c)][lane];
-    a[b][b] += 1e-6 * trace;  // spins of two bits may agree everywhere
-    down[b] = -normal.slope[b][lane];
-    step[b * kL + lane] = 0.0f;
-  }
-  if (!solve(a, down, bits, x)) return;
-  double rise = 0.0;
-  float rounded[kIsingMaxBits];
-  for (int b = 0; b < bits; ++b) {
-    const float wanted = alpha[b * kL + lane] + static_cast<float>(x[b]);
-    rounded[b] = f16_to_float(float_to_f16(std::min(std::max(wanted, -65504.0f), 65504.0f)));
-    x[b] = static_cast<double>(rounded[b]) - alpha[b * kL + lane];
-  }
-  for (int b = 0; b < bits; ++b) {
-    rise += 2.0 * x[b] * normal.slope[b][lane];
-    for (int c = 0; c < bits; ++c) rise += x[b] * x[c] * normal.curvature[std::max(b, c)][std::min(b, c)][lane];
-  }
-  if (!(rise < 0.0)) return;
-  for (int b = 0; b < bits; ++b) {
-    step[b * kL + lane] = rounded[b] - alpha[b * kL + lane];
-    alpha[b * kL + lane] = rounded[b];
-  }
-  gain[lane] -= static_cast<float>(rise);
-}
-
 // Least squares for the group's scales, its spins kept; spins and fields [bits][count][16] are room to work in.
 void refit(const Problem& p, Tile& tile, int64_t g, float* spins, float* fields) {
   const int64_t begin = p.group_begin(g), count = p.group_count(g), size = count * kL;
@@ -204,15 +148,14 @@ void refit(const Problem& p, Tile& tile, int64_t g, float* spins, float* fields)
   kernels.spins(tile.codes + begin * kL, count, p.bits, spins);
   for (int64_t i = 0; i < count; ++i) tile.listed[i] = static_cast<int32_t>(i);
   std::fill_n(fields, p.bits * size, 0.0f);
-  Normal normal;
+  IsingNormal normal;
   for (int b = 0; b < p.bits; ++b) {
     kernels.update(fields + b * size, count, p.matrix + begin * p.k + begin, p.k, spins + b * size, tile.listed, count);
     for (int c = 0; c <= b; ++c) kernels.dot(fields + b * size, spins + c * size, count, normal.curvature[b][c]);
     kernels.dot(field, spins + b * size, count, normal.slope[b]);
   }
   alignas(64) float step[kIsingMaxBits * kL];
-  for (int lane = 0; lane < kL; ++lane)
-    step_of_lane(normal, p.bits, lane, tile.alpha + g * p.bits * kL, step, tile.gain);
+  for (int lane = 0; lane < kL; ++lane) ising_step(normal, p.bits, lane, tile.alpha + g * p.bits * kL, step, tile.gain);
   for (int b = 0; b < p.bits; ++b) {
     kernels.add(field, fields + b * size, step + b * kL, count);
     kernels.add(tile.change, spins + b * size, step + b * kL, count);

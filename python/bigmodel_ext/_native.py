@@ -35,6 +35,7 @@ def _initialize() -> None:
 _initialize()
 
 int8_linear = _C.int8_linear
+binary_coded_linear = _C.binary_coded_linear
 int8_weight_only_linear = _C.int8_weight_only_linear
 int8_mm = _C.int8_mm
 int8_conv2d = _C.int8_conv2d

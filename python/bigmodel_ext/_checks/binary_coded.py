@@ -43,14 +43,14 @@ def check_binary_coded_linear(
 ) -> None:
     require_activation(activation)
     require_dtype("x", x, *FLOATS)
-    require_dtype("packed", packed, torch.int16)
+    require_dtype("packed", packed, torch.uint8)
     require_dtype("scales", scales, torch.float16)
     require_features(x)
     require(out_features >= 0, lambda: f"out_features must not be negative, got {out_features}")
-    require(packed.dim() == 4, lambda: f"packed must have 4 dimensions, got shape {list(packed.shape)}")
+    require(packed.dim() == 5, lambda: f"packed must have 5 dimensions, got shape {list(packed.shape)}")
     k, panels, bits = x.shape[-1], -(-out_features // BINARY_TILE_N), packed.shape[2]
     require_binary_code(bits, group_size)
-    require_shape("packed", packed, panels, binary_words(k, group_size), bits, BINARY_TILE_N)
+    require_shape("packed", packed, panels, binary_words(k, group_size), bits, BINARY_TILE_N, 2)
     require_shape("scales", scales, panels, -(-k // group_size), bits, BINARY_TILE_N)
     require_bias(bias, out_features)
     require_k(k)

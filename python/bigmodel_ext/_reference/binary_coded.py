@@ -20,13 +20,10 @@ def binary_byte_places(k: int, group_size: int, device: torch.device) -> Tensor:
 
 
 def binary_signs(packed: Tensor, n: int, k: int, group_size: int) -> Tensor:
-    """int16 [ceil(N/64), words, bits, 64] -> uint8 [N, bits, ceil(K/8)]."""
-    panels, words, bits, tile = packed.shape
-    rows = packed.permute(0, 3, 2, 1).reshape(panels * tile, bits, words)[:n]
-    rows = rows.clone(memory_format=torch.contiguous_format)  # a new one: a view as bytes asks for strides of 1
-    if rows.numel() == 0:
-        return rows.new_zeros((n, bits, -(-k // 8)), dtype=torch.uint8)
-    return rows.view(torch.uint8)[..., binary_byte_places(k, group_size, rows.device)]
+    """uint8 [ceil(N/64), words, bits, 64, 2] -> uint8 [N, bits, ceil(K/8)]."""
+    panels, words, bits, tile, _ = packed.shape
+    rows = packed.permute(0, 3, 2, 1, 4).reshape(panels * tile, bits, 2 * words)[:n]
+    return rows[..., binary_byte_places(k, group_size, rows.device)]
 
 
 def binary_alpha(scales: Tensor, n: int) -> Tensor:
@@ -71,12 +68,12 @@ def binary_coded_linear(
     n, k = out_features, x.shape[-1]
     q, x_scale = quantize_rows(x.reshape(math.prod(x.shape[:-1]), k))
     alpha = binary_alpha(scales, n).float()
-    spins = binary_spins(binary_signs(packed, n, k, group_size), k)
+    spins, q = binary_spins(binary_signs(packed, n, k, group_size), k).double(), q.double()
     z = torch.zeros((q.shape[0], n), dtype=torch.float32, device=x.device)
     for g in range(alpha.shape[1]):
         part = slice(g * group_size, (g + 1) * group_size)
         for b in range(alpha.shape[2]):
-            sums = q[:, part].double() @ spins[:, b, part].double().T  # integers below 2^24: exact, in float32 too
+            sums = q[:, part] @ spins[:, b, part].T  # integers below 2^24: exact, in float32 too
             z = z + sums.float() * alpha[:, g, b]
     y = z * x_scale[:, None]
     if bias is not None:

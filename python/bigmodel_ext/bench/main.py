@@ -17,6 +17,7 @@ from bigmodel_ext.compress.measure import threads as on_threads
 SUITES = {
     "int8": "int8 linear layers against float and int8 ones",
     "weight_only": "linear layers with int8 weights and float activations against dense ones",
+    "binary_coded": "linear layers of 1 to 4 bits a weight against int8 and dense ones",
     "sparse": "sparse linear layers, float32 and int8, against dense ones; a training step",
     "blocks": "linear layers with square blocks of weights, and 2:4, against dense and unstructured ones",
     "conv": "int8 and sparse convolutions against torch's",
@@ -53,7 +54,7 @@ def run(suites: Sequence[str], selection: Selection, out: Path, threads: int = 1
 def show_list() -> None:
     """Suites, and peers with what keeps one away."""
     for name, text in SUITES.items():
-        print(f"suite {name:11s} {text}")
+        print(f"suite {name:12s} {text}")
     for name, missing in peers.missing_packages().items():
         print(f"peer  {name:22s} {'needs ' + ', '.join(missing) if missing else 'here'}")
     print("more peers: pip install 'bigmodel_ext[bench]'")

@@ -4,10 +4,10 @@
 
 Canonical are ``signs`` uint8 [N, bits, ceil(K/8)] (bit i of byte j is the sign of input 8j + i, 1 for +1; bits beyond K
 do not matter) and ``alpha`` float16 [N, G, bits] with G = ceil(K/group_size); bits is 1 to 8, group_size a multiple of
-8. Kernels read both in panels of 64 outputs, in the order in which they use them: signs as ``packed`` int16
-[ceil(N/64), words, bits, 64], word w of a group holding its inputs 16w to 16w + 15 (every group begins with a word of
-its own, so a group_size that is an odd multiple of 8 leaves half a word unused), and alpha as ``scales`` float16
-[ceil(N/64), G, bits, 64]. Outputs that pad the last panel have scale 0.
+8. Kernels read both in panels of 64 outputs, in the order in which they use them: signs as ``packed`` uint8
+[ceil(N/64), words, bits, 64, 2], word w of a group holding its inputs 16w to 16w + 15 in two bytes (every group begins
+with a word of its own, so a group_size that is an odd multiple of 8 leaves half a word unused), and alpha as ``scales``
+float16 [ceil(N/64), G, bits, 64]. Outputs that pad the last panel have scale 0.
 
 The code is that of Xu et al., "Alternating Multi-bit Quantization for Recurrent Neural Networks" (2018), with groups.
 """
@@ -59,7 +59,7 @@ def decode(signs: Tensor, alpha: Tensor, in_features: int, group_size: int) -> T
 
 
 def to_panels(signs: Tensor, in_features: int, group_size: int) -> Tensor:
-    """signs uint8 [N, bits, ceil(K/8)] -> packed int16 [ceil(N/64), words, bits, 64].
+    """signs uint8 [N, bits, ceil(K/8)] -> packed uint8 [ceil(N/64), words, bits, 64, 2].
 
     Raises:
         TypeError: signs is not uint8 with 3 dimensions.
@@ -72,10 +72,10 @@ def to_panels(signs: Tensor, in_features: int, group_size: int) -> Tensor:
     if count != -(-in_features // 8):
         raise ValueError(f"signs of {in_features} inputs must have {-(-in_features // 8)} bytes a row, got {count}")
     panels, words = -(-n // BINARY_TILE_N), binary_words(in_features, group_size)
-    rows = signs.new_zeros((panels * BINARY_TILE_N, bits, words), dtype=torch.int16)
-    rows.view(torch.uint8)[:n, :, binary_byte_places(in_features, group_size, signs.device)] = signs
-    packed = new_weight(rows, (panels, words, bits, BINARY_TILE_N))
-    return packed.copy_(rows.view(panels, BINARY_TILE_N, bits, words).permute(0, 3, 2, 1))
+    rows = signs.new_zeros((panels * BINARY_TILE_N, bits, 2 * words))
+    rows[:n, :, binary_byte_places(in_features, group_size, signs.device)] = signs
+    packed = new_weight(rows, (panels, words, bits, BINARY_TILE_N, 2))
+    return packed.copy_(rows.view(panels, BINARY_TILE_N, bits, words, 2).permute(0, 3, 2, 1, 4))
 
 
 def from_panels(packed: Tensor, out_features: int, in_features: int, group_size: int) -> Tensor:

@@ -32,7 +32,7 @@ def binary_coded_linear(
 
     Args:
         x: [..., K] float32, bfloat16 or float16, K at most 131071.
-        packed: int16 [ceil(N/64), words, bits, 64], the signs as ``formats.binary_coded.to_panels`` lays them out.
+        packed: uint8 [ceil(N/64), words, bits, 64, 2], the signs as ``formats.binary_coded.to_panels`` lays them out.
         scales: float16 [ceil(N/64), G, bits, 64], alpha as ``formats.binary_coded.scales_to_panels`` lays it out.
         bias: [N], any floating dtype.
         out_features: N.

@@ -51,9 +51,8 @@ class BinaryCodedLinear(Activated):
         super().__init__(in_features, out_features, bias, device, dtype)
         self.bits, self.group_size, self.activation = bits, group_size, activation
         panels, groups = -(-out_features // 64), -(-in_features // group_size)
-        packed = torch.zeros(
-            (panels, binary_words(in_features, group_size), bits, 64), dtype=torch.int16, device=device
-        )
+        words = binary_words(in_features, group_size)
+        packed = torch.zeros((panels, words, bits, 64, 2), dtype=torch.uint8, device=device)
         scales = torch.zeros((panels, groups, bits, 64), dtype=torch.float16, device=device)
         self.register_buffer("packed", packed, persistent=False)
         self.register_buffer("scales", scales, persistent=False)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from bigmodel_ext import _dispatch
 from bigmodel_ext._dispatch import Candidate
-from bigmodel_ext.backends.cpu import blocks, conv, dropout, int8, ising, sparse
+from bigmodel_ext.backends.cpu import binary_coded, blocks, conv, dropout, int8, ising, sparse
 
 
 def _double(x: Tensor) -> str | None:
@@ -21,6 +21,7 @@ _dispatch.register(
         "quantize_rows": Candidate("cpu", int8.quantize_rows),
         "int8_mm": Candidate("cpu", int8.int8_mm),
         "int8_linear": Candidate("cpu", int8.int8_linear),
+        "binary_coded_linear": Candidate("cpu", binary_coded.binary_coded_linear),
         "int8_weight_only_linear": Candidate("cpu", int8.int8_weight_only_linear),
         "int8_conv2d": Candidate("cpu", conv.int8_conv2d),
         "int8_sparse_linear": Candidate("cpu", sparse.int8_sparse_linear),
