@@ -79,6 +79,13 @@ def test_bits_and_groups(float_isa, bits, group_size):
         check(make(m, 70, 600, bits, group_size))
 
 
+@pytest.mark.parametrize("bits", range(1, 9))
+def test_one_row_of_many_inputs(float_isa, bits):
+    """Whose tables are kept small."""
+    for group_size in (64, 24, 1024):
+        check(make(1, 70, 2001, bits, group_size))
+
+
 @pytest.mark.parametrize(("m", "n", "k"), [(1, 7, 5), (4, 66, 70), (3, 130, 300)])
 def test_the_reference_is_the_definition(m, n, k):
     for bits, group_size in ((1, 8), (3, 64), (4, 24)):

@@ -214,25 +214,33 @@ void multiply_rows(const BinaryCodedPanel& p, int64_t row) {
 
 // Two rows share the shifts and the reading of weights, while their sums fit in the registers. The first pass over the
 // weights fetches those that follow.
-template <int bits, bool wide>
-void multiply_bits(const BinaryCodedPanel& p) {
+template <int bits>
+void multiply_wide(const BinaryCodedPanel& p) {
   constexpr int kRows = bits <= 4 ? 2 : 1;
   int64_t row = 0;
   if (p.rows % kRows == 1 || kRows == 1) {
-    multiply_rows<bits, 1, wide, true>(p, row++);
+    multiply_rows<bits, 1, true, true>(p, row++);
   } else {
-    multiply_rows<bits, kRows, wide, true>(p, row);
+    multiply_rows<bits, kRows, true, true>(p, row);
     row += kRows;
   }
-  for (; row < p.rows; row += kRows) multiply_rows<bits, kRows, wide, false>(p, row);
+  for (; row < p.rows; row += kRows) multiply_rows<bits, kRows, true, false>(p, row);
 }
 
-template <bool wide>
-constexpr void (*by_bits[kBinaryMostBits])(const BinaryCodedPanel&) = {
-    multiply_bits<1, wide>, multiply_bits<2, wide>, multiply_bits<3, wide>, multiply_bits<4, wide>,
-    multiply_bits<5, wide>, multiply_bits<6, wide>, multiply_bits<7, wide>, multiply_bits<8, wide>};
+template <int bits>
+void multiply_narrow(const BinaryCodedPanel& p) {
+  for (int64_t row = 0; row < p.rows; ++row) multiply_rows<bits, 1, false, true>(p, row);
+}
 
-void multiply(const BinaryCodedPanel& p) { (p.wide ? by_bits<true> : by_bits<false>)[p.bits - 1](p); }
+using Multiply = void (*)(const BinaryCodedPanel&);
+constexpr Multiply wide_by_bits[kBinaryMostBits] = {multiply_wide<1>, multiply_wide<2>, multiply_wide<3>,
+                                                    multiply_wide<4>, multiply_wide<5>, multiply_wide<6>,
+                                                    multiply_wide<7>, multiply_wide<8>};
+constexpr Multiply narrow_by_bits[kBinaryMostBits] = {multiply_narrow<1>, multiply_narrow<2>, multiply_narrow<3>,
+                                                      multiply_narrow<4>, multiply_narrow<5>, multiply_narrow<6>,
+                                                      multiply_narrow<7>, multiply_narrow<8>};
+
+void multiply(const BinaryCodedPanel& p) { (p.wide ? wide_by_bits : narrow_by_bits)[p.bits - 1](p); }
 
 }  // namespace
 
