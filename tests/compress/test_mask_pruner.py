@@ -3,7 +3,7 @@
 import bigmodel_ext as bm
 import pytest
 import torch
-from bigmodel_ext.compress.prune import GradualPruner, Heads, MaskPruner
+from bigmodel_ext.compress.prune import GradualPruner, MaskedHeads, MaskPruner
 from bigmodel_ext.train.loop import CrossEntropy, Examples, TrainConfig, accuracy, fit
 from bigmodel_ext.train.vit import ViT, ViTConfig
 from torch import nn
@@ -79,7 +79,7 @@ class TestGranularity:
         assert zeros(model, "0").all(1).tolist() == [False, True, False, False]
 
     def test_a_pruned_head_contributes_nothing(self, vit):
-        heads = {"blocks.0.attention.proj": Heads(4, ("blocks.0.attention.qkv",))}
+        heads = {"blocks.0.attention.proj": MaskedHeads(4, ("blocks.0.attention.qkv",))}
         with torch.no_grad():
             for start in (0, 32, 64):
                 vit.blocks[0].attention.qkv.weight[start + 16 : start + 24] *= 0.01
@@ -96,12 +96,12 @@ class TestGranularity:
         with torch.no_grad():
             model["q"].weight[4:12] *= 0.01  # heads 1 and 2 of four: of key heads 0 and 1
             model["o"].weight[:, 4:12] *= 0.01
-        MaskPruner(model, granularity="head", pruning_ratio=0.5, heads={"o": Heads(4, ("q", "k"))}).step()
+        MaskPruner(model, granularity="head", pruning_ratio=0.5, heads={"o": MaskedHeads(4, ("q", "k"))}).step()
         assert zeros(model, "q").all(1).tolist() == [False] * 4 + [True] * 8 + [False] * 4
         assert not zeros(model, "k").any()
         with torch.no_grad():
             model["q"].weight[12:] *= 1e-3
-        MaskPruner(model, granularity="head", pruning_ratio=0.75, heads={"o": Heads(4, ("q", "k"))}).step()
+        MaskPruner(model, granularity="head", pruning_ratio=0.75, heads={"o": MaskedHeads(4, ("q", "k"))}).step()
         assert zeros(model, "k").all(1).tolist() == [False] * 4 + [True] * 4
 
 
@@ -266,7 +266,10 @@ class TestRefuses:
             ({"granularity": "head"}, "heads belong to granularity 'head', got None with 'head'"),
             ({"heads": {"4": 2}}, "heads belong to granularity 'head'"),
             ({"granularity": "head", "heads": {"4": 5}}, "4 has 24 columns, which 5 heads can't share evenly"),
-            ({"granularity": "head", "heads": {"4": Heads(8, ("4",))}}, "4 has 10 rows, which don't fit 8 heads of 3"),
+            (
+                {"granularity": "head", "heads": {"4": MaskedHeads(8, ("4",))}},
+                "4 has 10 rows, which don't fit 8 heads of 3",
+            ),
         ],
     )
     def test_arguments(self, cnn, arguments, message):

@@ -15,4 +15,4 @@ from bigmodel_ext.compress.prune.schedule import cubic_sparsity as cubic_sparsit
 from bigmodel_ext.compress.prune.structured.heads import HeadLayout as HeadLayout
 from bigmodel_ext.compress.prune.structured.pruner import Pruned as Pruned
 from bigmodel_ext.compress.prune.structured.pruner import StructuredPruner as StructuredPruner
-from bigmodel_ext.compress.prune.units import Heads as Heads
+from bigmodel_ext.compress.prune.units import MaskedHeads as MaskedHeads

@@ -12,7 +12,7 @@ from bigmodel_ext.compress.calibrate import ForwardLoop, is_one_of
 from bigmodel_ext.compress.prune import importance as _importance
 from bigmodel_ext.compress.prune.chosen import Named, chosen, ratios_of
 from bigmodel_ext.compress.prune.policy import Policy
-from bigmodel_ext.compress.prune.units import GRANULARITIES, HEAD, Heads
+from bigmodel_ext.compress.prune.units import GRANULARITIES, HEAD, MaskedHeads
 from bigmodel_ext.convert import largest_mask, two_four_mask
 
 
@@ -39,7 +39,7 @@ class MaskPruner:
         iterative_steps: in how many calls of `step` the ratio is reached, by equal shares.
         per_row: compare weights and blocks with those of the same row only, so that each row loses the same share;
             default: for "wanda", as its paper does, unless with global_pruning.
-        heads: for "head": {name of an out projection: how many heads, or `Heads`}.
+        heads: for "head": {name of an out projection: how many heads, or `MaskedHeads`}.
 
     Raises:
         ValueError: an argument is none of those above, names a module the model doesn't have, or leaves no layer.
@@ -62,7 +62,7 @@ class MaskPruner:
         iterative_steps: int = 1,
         round_to: int | None = None,
         per_row: bool | None = None,
-        heads: Mapping[str, int | Heads] | None = None,
+        heads: Mapping[str, int | MaskedHeads] | None = None,
     ) -> None:
         _importance.require(importance, forward_loop)
         if granularity not in (*GRANULARITIES, HEAD):
@@ -78,7 +78,7 @@ class MaskPruner:
             raise ValueError("granularity '2:4' always prunes 0.5 in one step: leave ratios and iterative_steps out")
         self.model, self.importance, self.granularity = model, importance, granularity
         self.forward_loop, self.iterative_steps = forward_loop, iterative_steps
-        self.heads = {fqn: Heads(h) if isinstance(h, int) else h for fqn, h in (heads or {}).items()}
+        self.heads = {fqn: MaskedHeads(h) if isinstance(h, int) else h for fqn, h in (heads or {}).items()}
         wanted = f"layer with a {self._unit}"
         self.layers = chosen(model, self._candidates(), ignored_layers, filter_fn, wanted)
         ratios = ratios_of(model, self.layers, pruning_ratio_dict or {})

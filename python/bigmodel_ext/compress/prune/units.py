@@ -46,11 +46,11 @@ GRANULARITIES = {
     "neuron": Granularity("neuron", (nn.Linear,), _rows, _of_rows, of_outputs=True),
     "channel": Granularity("channel", (nn.Conv2d,), _rows, _of_rows, of_outputs=True),
 }
-HEAD = "head"  # a unit over several layers: see Heads
+HEAD = "head"  # a unit over several layers: see MaskedHeads
 
 
 @dataclass(frozen=True)
-class Heads:
+class MaskedHeads:
     """The heads of one attention, told by the layer that joins them (the "out projection").
 
     Args:
