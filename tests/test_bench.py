@@ -124,8 +124,8 @@ def test_list(capsys, monkeypatch):
     [
         (
             ("int9",),
-            "SUITE must be one of int8, weight_only, binary_coded, sparse, blocks, conv, dropout, norm, overhead, model, "
-            "got 'int9'",
+            "SUITE must be one of int8, weight_only, binary_coded, sparse, blocks, conv, dropout, norm, overhead, "
+            "model, got 'int9'",
         ),
         (("--threads", "0"), "--threads must be at least 1, got 0"),
         (("--rounds", "0"), "--rounds must be at least 1, got 0"),
