@@ -5,7 +5,7 @@ import bigmodel_ext as bm
 import pytest
 import torch
 import torch_pruning as tp
-from bigmodel_ext.compress.prune import HeadLayout, StructuredPruner
+from bigmodel_ext.compress.prune import Heads, StructuredPruner
 from bigmodel_ext.train.cnn import CNN, CNNConfig
 from bigmodel_ext.train.loop import CrossEntropy, TrainConfig, accuracy, fit
 from bigmodel_ext.train.tasks import digits
@@ -360,7 +360,7 @@ class Fixed(Twisted):
 class TestDeclaredHeads:
     def test_a_module_with_names_of_its_own(self):
         model, x = nn.Sequential(nn.LayerNorm(16), Fixed()), torch.randn(2, 5, 16)
-        layout = HeadLayout("inward", "outward", 4, attributes={"count": "heads", "width": "width"})
+        layout = Heads("inward", "outward", 4, attributes={"count": "heads", "width": "width"})
         StructuredPruner(model, x, heads={model[1]: layout}).step()
         assert (model[1].count, model[1].width, model[1].outward.in_features) == (2, 8, 8)
         assert model(x).shape == (2, 5, 16)
@@ -368,9 +368,9 @@ class TestDeclaredHeads:
     @pytest.mark.parametrize(
         ("layout", "message"),
         [
-            (HeadLayout("inward", "outward", 3), "'1': 3 heads and 3 key/value heads of 16 features need"),
-            (HeadLayout("nothing", "outward", 4), "'1' has no nn.Linear 'nothing'"),
-            (HeadLayout("inward", "outward", 4, attributes={"width": "heads"}), "1.width is 16, expected 4"),
+            (Heads("inward", "outward", 3), "'1': 3 heads and 3 key/value heads of 16 features need"),
+            (Heads("nothing", "outward", 4), "'1' has no nn.Linear 'nothing'"),
+            (Heads("inward", "outward", 4, attributes={"width": "heads"}), "1.width is 16, expected 4"),
         ],
     )
     def test_wrong_layouts(self, layout, message):
@@ -382,16 +382,16 @@ class TestDeclaredHeads:
 
     def test_heads_refuses(self):
         with pytest.raises(ValueError, match="heads must be a multiple of kv_heads, got 6 and 4"):
-            HeadLayout("qkv", "out", 6, 4)
+            Heads("qkv", "out", 6, 4)
         with pytest.raises(ValueError, match=r"attributes must name one of heads, .* got 'dims'"):
-            HeadLayout("qkv", "out", 4, attributes={"count": "dims"})
+            Heads("qkv", "out", 4, attributes={"count": "dims"})
 
     @pytest.mark.parametrize("attributes", [{}, {"count": "heads"}])
     def test_sizes_not_declared_are_found_out_before_the_model_is_touched(self, attributes):
         model = nn.Sequential(nn.LayerNorm(16), Fixed())
         before = fingerprint(model)
         pruner = StructuredPruner(
-            model, torch.randn(2, 5, 16), heads={"1": HeadLayout("inward", "outward", 4, attributes=attributes)}
+            model, torch.randn(2, 5, 16), heads={"1": Heads("inward", "outward", 4, attributes=attributes)}
         )
         with pytest.raises(ValueError, match="pruning 2 of 4 heads of '1' does not work: the model then raises"):
             pruner.step()

@@ -12,7 +12,7 @@ from bigmodel_ext.compress.prune.reconstruct import reconstruct_ as reconstruct_
 from bigmodel_ext.compress.prune.schedule import GradualPruner as GradualPruner
 from bigmodel_ext.compress.prune.schedule import cubic as cubic
 from bigmodel_ext.compress.prune.schedule import cubic_sparsity as cubic_sparsity
-from bigmodel_ext.compress.prune.structured.heads import HeadLayout as HeadLayout
+from bigmodel_ext.compress.prune.structured.heads import Heads as Heads
 from bigmodel_ext.compress.prune.structured.pruner import Pruned as Pruned
 from bigmodel_ext.compress.prune.structured.pruner import StructuredPruner as StructuredPruner
 from bigmodel_ext.compress.prune.units import MaskedHeads as MaskedHeads

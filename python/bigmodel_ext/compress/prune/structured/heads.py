@@ -1,5 +1,5 @@
 """Attention heads as units. Which layers make queries, keys and values, and which of the module's attributes tell
-sizes, is declared by `HeadLayout`, or found where modules use common names."""
+sizes, is declared by `Heads`, or found where modules use common names."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _KNOWN = {
 
 
 @dataclass(frozen=True)
-class HeadLayout:
+class Heads:
     """How an attention module is laid out. Features of heads are contiguous in the layers' outputs: head h of d is
     rows h * d to h * d + d, queries before keys before values where one layer makes all three.
 
@@ -72,7 +72,7 @@ def _sizes(module: nn.Module, path: str) -> dict[str, int]:
     return {f"{path}.{n}".strip("."): v for n, v in found if n in (*_KNOWN, "head_dim") and type(v) is int and v > 0}
 
 
-def find_heads(module: nn.Module) -> HeadLayout | None:
+def find_heads(module: nn.Module) -> Heads | None:
     """The module's layout if its layers and attributes have common names, else None."""
     if isinstance(module, nn.MultiheadAttention):
         return None
@@ -94,12 +94,12 @@ def find_heads(module: nn.Module) -> HeadLayout | None:
         rows = [module.get_submodule(n).get_parameter("weight").shape for n in (output, apart[1])]
         heads, kv = rows[0][1] // d, rows[1][0] // d
     try:
-        return HeadLayout(qkv, output, heads, kv, roles)
+        return Heads(qkv, output, heads, kv, roles)
     except ValueError:
         return None
 
 
-def head_group(model: nn.Module, fqn: str, layout: HeadLayout, kv_groups: bool = True) -> Group:
+def head_group(model: nn.Module, fqn: str, layout: Heads, kv_groups: bool = True) -> Group:
     """The module's heads as a group.
 
     kv_groups: a unit is a key/value head with all its query heads; else it is one query head, and as many go of each
@@ -164,7 +164,7 @@ def _linear(owner: nn.Module, fqn: str, name: str) -> nn.Linear:
     return layer
 
 
-def _attributes(owner: nn.Module, fqn: str, layout: HeadLayout, d: int, kv_groups: bool) -> list[Size]:
+def _attributes(owner: nn.Module, fqn: str, layout: Heads, d: int, kv_groups: bool) -> list[Size]:
     kv = layout.kv_heads or layout.heads
     per = layout.heads // kv
     values = {"heads": layout.heads, "kv_heads": kv, "groups": per, "width": layout.heads * d, "kv_width": kv * d}
@@ -184,7 +184,7 @@ def _attributes(owner: nn.Module, fqn: str, layout: HeadLayout, d: int, kv_group
 
 
 def head_groups(
-    model: nn.Module, declared: Mapping[str, HeadLayout], kv_groups: bool
+    model: nn.Module, declared: Mapping[str, Heads], kv_groups: bool
 ) -> tuple[dict[str, Group], dict[str, str]]:
     """The heads of the model's attention modules as groups, and why others' can't be, by name of the module.
 

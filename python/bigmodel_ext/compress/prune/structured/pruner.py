@@ -16,7 +16,7 @@ from bigmodel_ext.compress.calibrate import ForwardLoop
 from bigmodel_ext.compress.prune.importance import IMPORTANCES
 from bigmodel_ext.compress.prune.structured.eliminate import Reader, eliminate, readers
 from bigmodel_ext.compress.prune.structured.graph import Graph, prunable, trace
-from bigmodel_ext.compress.prune.structured.heads import HeadLayout, head_groups
+from bigmodel_ext.compress.prune.structured.heads import Heads, head_groups
 from bigmodel_ext.compress.prune.structured.policy import Cost, Curve, local, macs, ranked, to_macs
 from bigmodel_ext.compress.prune.structured.ranking import by_name, by_object
 from bigmodel_ext.compress.prune.structured.refit import Values, refit
@@ -72,7 +72,7 @@ class StructuredPruner:
         forward_loop: forward_loop(model) runs the model on calibration data; for "taylor" with loss.backward().
         granularity: of "channel" (convolutions), "neuron" (linear layers), "head", "width" (of a residual stream with
             norms or embeddings).
-        heads: a :class:`HeadLayout` by attention module, or name, where names are not common ones.
+        heads: a :class:`Heads` by attention module, or name, where names are not common ones.
         kv_groups: with fewer key/value than query heads, a unit is a key/value head with all its query heads; if
             False, query heads only, as many of each key/value head.
         target_macs: instead of pruning_ratio, the share of multiply-accumulates to leave, in (0, 1): with
@@ -104,7 +104,7 @@ class StructuredPruner:
         *,
         forward_loop: ForwardLoop | None = None,
         granularity: Collection[str] = ("channel", "neuron", "head"),
-        heads: Mapping[Layer, HeadLayout] | None = None,
+        heads: Mapping[Layer, Heads] | None = None,
         kv_groups: bool = True,
         target_macs: float | None = None,
         max_pruning_ratio: float = 1.0,
