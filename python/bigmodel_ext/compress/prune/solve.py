@@ -18,7 +18,7 @@ BLOCK = 128  # columns that SparseGPT prunes before it updates the rest; a multi
 ROUNDS = 12  # of ADMM, with a larger penalty each
 STEPS = 3  # of ADMM in a round
 PENALTY, GROWTH = 0.1, 1.6  # the first round's, of the scaled H's unit diagonal, and from round to round
-CONJUGATE_STEPS = 15
+CONJUGATE_STEPS = 20
 
 
 def error(v: Tensor, target: Tensor, h: Tensor) -> float:
