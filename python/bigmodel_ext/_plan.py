@@ -251,7 +251,7 @@ def _blocks(entry: Entry, placed: dict[str, Any]) -> Pattern:
     return _resized(BlockSparseLinear(k, n, entry["bias"], **placed, blocksize=size), entry)
 
 
-def _binary_coded(entry: Entry, placed: dict[str, Any]) -> nn.Module:
+def _binary_coded(entry: Entry, placed: dict[str, Any]) -> Compressed:
     n, k, code = entry["out_features"], entry["in_features"], {name: entry[name] for name in ("bits", "group_size")}
     try:
         return BinaryCodedLinear(k, n, entry["bias"], **placed, **code)
