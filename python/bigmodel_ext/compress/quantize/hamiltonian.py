@@ -39,7 +39,7 @@ class HamiltonianConfig(WeightConfig):
 
     bits: spins to a weight, 1 to 4. group_size: inputs that share `bits` scales of 16 bits, a multiple of 8: a weight
     takes ``bits * (1 + 16 / group_size)`` bits.
-    method: "descent", or "annealing" after it: some per cent less energy at 1 and 2 bits for several times the time.
+    method: "descent", or "annealing" after it: up to some per cent less energy at few bits, for about twice the time.
     sweeps: over all weights, at most, in a descent; steps: sweeps at falling temperatures, for annealing.
     restarts: how often the search begins anew with the scales it found; seed: of annealing's draws.
     damping: this share of H's mean diagonal is added to it, against fitting the calibration data's noise.
