@@ -66,5 +66,6 @@ class Budget:
         """The least score that keeps the budget."""
         return baseline - self.max_drop * (abs(baseline) if self.drop_type == "relative" else 1.0)
 
-    def within(self, score: float, baseline: float) -> bool:
-        return score >= self.floor(baseline) - _ROUNDING
+    def within(self, score: float, baseline: float, share: float = 1.0) -> bool:
+        """Whether no more than this share of max_drop is lost."""
+        return score >= baseline - share * (baseline - self.floor(baseline)) - _ROUNDING

@@ -33,8 +33,8 @@ def fits(layer: nn.Module, form: Form) -> bool:
 
 
 class Builder:
-    """builder(fqn, form): the layer in that form, pruned at once and its weights reconstructed on calibration data
-    (SparseGPT: quick, for the tables). The same module each time: copy it before it goes into a model.
+    """builder(fqn, form): the layer in that form, pruned at once and its weights reconstructed on calibration
+    data. The same module each time: copy it before it goes into a model.
 
     Args:
         layers: of the model, by name; they are not changed.
@@ -51,7 +51,7 @@ class Builder:
         if key not in self._made:
             layer = copy.deepcopy(self._layers[fqn])
             if form.granularity is not None:
-                reconstruct_layer_(fqn, layer, self._moments[fqn], form.sparsity, form.granularity, "sparsegpt")
+                reconstruct_layer_(fqn, layer, self._moments[fqn], form.sparsity, form.granularity)
             self._made[key] = self.convert(fqn, layer, form)
         return self._made[key]
 

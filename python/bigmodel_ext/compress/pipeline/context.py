@@ -69,15 +69,16 @@ class Context:
     folder: Path | None
     progress: Progress
     baseline: float = 0.0
+    share: float = 1.0  # of the budget that the step may use up
     _step: str = ""
     _count: int = 0
 
-    def begin(self, step: str) -> None:
+    def begin(self, step: str, share: float = 1.0) -> None:
         """Attempts from now on belong to this step."""
-        self._step, self._count = step, 0
+        self._step, self._count, self.share = step, 0, share
 
     def within(self, score: float) -> bool:
-        return self.budget.within(score, self.baseline)
+        return self.budget.within(score, self.baseline, self.share)
 
     def forward_loop(self, model: nn.Module) -> None:
         for inputs in self.calibration:
@@ -113,7 +114,7 @@ class Context:
         return Tried(value, model)
 
     def _verdict(self, score: float) -> str:
-        floor = self.budget.floor(self.baseline)
+        floor = self.baseline - self.share * (self.baseline - self.budget.floor(self.baseline))
         return "keeps the budget" if self.within(score) else f"below the budget ({floor:.4f}), rolled back"
 
     def _seeded(self, make: Make) -> nn.Module:

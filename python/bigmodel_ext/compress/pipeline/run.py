@@ -81,8 +81,9 @@ def compress(
     """Make a model smaller and faster, at least cost, while ``validation_fn`` loses at most `max_drop`.
 
     Each step of `steps` tries settings on copies of the model and keeps what holds the budget; what breaks it is rolled
-    back, so the result is at worst the model as it was. The budget is the same for all steps and counts from the
-    original model. Latencies are measured here, on one thread, with the kernels that the layers will run.
+    back, so the result is at worst the model as it was. The budget is the same for all steps (but see
+    PruneStructure.share) and counts from the original model. Latencies are measured here, on one thread, with the
+    kernels that the layers will run.
 
     Args:
         model: any module that maps a batch of inputs to a tensor (or to something with `logits`); it is not changed.
@@ -135,7 +136,7 @@ def compress(
     stages = [Stage("original", original, fresh, "as given", context.baseline)]
     for i, step in enumerate(steps):
         context.progress.note(f"{type(step).__name__}:")
-        context.begin(f"{i}-{step.name}")
+        context.begin(f"{i}-{step.name}", getattr(step, "share", 1.0))
         stages.append(_RUNNERS[type(step)](context, step, stages[-1]))
     report = summary(context, stages)
     context.clean()

@@ -39,6 +39,7 @@ class PruneStructure:
         train: fine-tuning of each combination that is tried; None: none.
         importance: the pruner's; by default the layers that follow are fitted to what they gave before.
         trials: at most this many combinations are tried.
+        share: of max_drop, in (0, 1]: what this step may use up, so that something is left for those after it.
         keywords: more arguments of the pruner: ignored_layers, round_to, granularity, heads, ...
     """
 
@@ -46,12 +47,15 @@ class PruneStructure:
     train: TrainConfig | None = None
     importance: str = "reconstruction"
     trials: int = 16
+    share: float = 0.5
     keywords: Mapping[str, Any] = field(default_factory=dict)
     name = "structure"
 
     def __post_init__(self) -> None:
         if not self.ratios or not all(0.0 < ratio < 1.0 for ratio in self.ratios):
             raise ValueError(f"ratios must be in (0, 1), got {self.ratios}")
+        if not 0.0 < self.share <= 1.0:
+            raise ValueError(f"share must be in (0, 1], got {self.share}")
         if self.trials < 1:
             raise ValueError(f"trials must be at least 1, got {self.trials}")
 
