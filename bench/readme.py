@@ -7,9 +7,14 @@ from pathlib import Path
 
 from bigmodel_ext.bench.results import read
 
+from bench.quality import _table as quality
+
 RESULTS = Path(__file__).parent / "results"
 README = Path(__file__).parent.parent / "README.md"
 BEGIN, END = "<!-- figures: written by `make figures` from bench/results -->", "<!-- end of figures -->"
+
+QUALITY_BEGIN = "<!-- quality: written by `make figures` from bench/results/quality.csv -->"
+QUALITY_END = "<!-- end of quality -->"
 
 Rows = list[dict[str, str]]
 PLAIN = ("torch fp32", "torch float32", "torch eager")
@@ -190,8 +195,13 @@ def render(results: Path = RESULTS) -> str:
 
 def main() -> None:
     text = README.read_text()
-    before, rest = text.split(BEGIN)
-    README.write_text(before + render() + rest.split(END)[1])
+    for begin, end, lines in (
+        (BEGIN, END, render()),
+        (QUALITY_BEGIN, QUALITY_END, "\n".join([QUALITY_BEGIN, "", *quality.markdown(), "", QUALITY_END])),
+    ):
+        before, rest = text.split(begin)
+        text = before + lines + rest.split(end)[1]
+    README.write_text(text)
 
 
 if __name__ == "__main__":

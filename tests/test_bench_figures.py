@@ -10,6 +10,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from bench_runs import bench
 
 from bench import readme
+from bench.quality import _table as quality
+from bench.quality._row import Row
 
 
 def _synthetic(folder: Path) -> None:
@@ -83,12 +85,30 @@ def test_readme_text_around_the_figures_stays(tmp_path, monkeypatch):
     _synthetic(tmp_path / "results" / "some-cpu")
     monkeypatch.setattr(readme, "README", tmp_path / "README.md")
     monkeypatch.setattr(readme.render, "__defaults__", (tmp_path / "results",))
-    readme.README.write_text(f"before\n{readme.BEGIN}\nold\n{readme.END}\nafter\n")
+    quality = f"{readme.QUALITY_BEGIN}\nold\n{readme.QUALITY_END}\n"
+    readme.README.write_text(f"first\n{quality}before\n{readme.BEGIN}\nold\n{readme.END}\nafter\n")
     readme.main()
     text = readme.README.read_text()
-    assert text.startswith(f"before\n{readme.BEGIN}\n\nSome CPU")
+    assert text.startswith(f"first\n{readme.QUALITY_BEGIN}\n")
+    assert f"before\n{readme.BEGIN}\n\nSome CPU" in text
     assert text.endswith(f"{readme.END}\nafter\n")
     assert "old" not in text
+
+
+def test_quality_rows_are_kept_and_misses_stand_in_bold(tmp_path):
+    file = tmp_path / "quality.csv"
+    rows = [Row("a", "loss", 1.0, "peer", 2.5, factor=0.5), Row("b", "loss", 2.0, "peer", 2.0, factor=0.5)]
+    quality.write("oneshot", rows, file)
+    quality.write("controller", [Row("c", "accuracy", 0.9, "other", 0.8, lower_is_better=False)], file)
+    quality.write("controller", [Row("c", "accuracy", 0.9, "other", 0.9, lower_is_better=False)], file)
+    assert quality.read(file) == {
+        "controller": [Row("c", "accuracy", 0.9, "other", 0.9, lower_is_better=False)],
+        "oneshot": rows,
+    }
+    text = "\n".join(quality.markdown(file))
+    assert "| peer | loss | **1 of 2** | 0.7 (at most 0.5 wanted) |" in text
+    assert "| other | accuracy | 1 of 1 | 1 (at least 1) |" in text
+    assert quality.markdown(tmp_path / "none.csv") == []
 
 
 def test_plots(tmp_path, capsys):

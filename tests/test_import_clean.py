@@ -8,7 +8,7 @@ import pytest
 
 OPTIONAL = (
     "triton", "kornia", "torch_pruning", "sklearn", "matplotlib", "rich", "torchvision", "onnxruntime",
-    "torchao", "transformers", "constriction",
+    "torchao", "transformers", "constriction", "accelerate",
 )  # fmt: skip
 
 

@@ -1,4 +1,5 @@
-"""Run the sections and print their rows, those that miss marked; exit 1 if any does."""
+"""Run the sections, print their rows, those that miss marked, and keep them in bench/results/quality.csv; exit 1 if any
+misses."""
 
 from __future__ import annotations
 
@@ -11,6 +12,7 @@ import torch
 
 import bench.quality
 from bench.quality._row import Row
+from bench.quality._table import write
 
 SECTIONS = tuple(m.name for m in pkgutil.iter_modules(bench.quality.__path__) if not m.name.startswith("_"))
 HEADER = ("case", "metric", "ours", "peer", "theirs", "wanted", "")
@@ -34,9 +36,12 @@ def main() -> int:
     missed = 0
     print("| " + " | ".join(("section", *HEADER)) + " |\n|" + " --- |" * (len(HEADER) + 1))
     for name in chosen:
+        found = []
         for row in importlib.import_module(f"bench.quality.{name}").rows():
             missed += not row.holds
+            found.append(row)
             print("| " + " | ".join((name, *_cells(row))) + " |", flush=True)
+        write(name, found)
     return 1 if missed else 0
 
 
