@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 from bigmodel_ext import load_model, save_model
-from bigmodel_ext.compress import ChooseLayers, compress
+from bigmodel_ext.compress import ChooseLayers, compress, forms
 from torch import nn
 
 
@@ -22,7 +22,7 @@ def accuracy(model):
 
 
 torch.manual_seed(0)
-model = nn.Sequential(nn.Linear(256, 1024), nn.ReLU(), nn.Linear(1024, 1024), nn.ReLU(), nn.Linear(1024, 16))
+model = nn.Sequential(nn.Linear(256, 512), nn.ReLU(), nn.Linear(512, 512), nn.ReLU(), nn.Linear(512, 16))
 train, held_out = batches(1), batches(2, 8)
 optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
 for x, y in train * 2:
@@ -30,7 +30,7 @@ for x, y in train * 2:
     nn.functional.cross_entropy(model(x), y).backward()
     optimizer.step()
 
-result = compress(model, train, accuracy, max_drop=0.01, steps=[ChooseLayers(trials=8)])
+result = compress(model, train, accuracy, max_drop=0.01, steps=[ChooseLayers(forms(ratios=(0.5, 0.8, 0.95)), trials=8)])
 print(result.report)
 with tempfile.TemporaryDirectory() as folder:
     save_model(result.model, Path(folder) / "small.safetensors")
