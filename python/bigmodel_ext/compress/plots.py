@@ -86,10 +86,10 @@ def _path(axes: Axes, entries: list[Mapping[str, Any]], key: str, floor: float, 
 
 
 def _labels(axes: Axes, entries: list[Mapping[str, Any]], xs: list[float], ys: list[float], key: str) -> None:
-    """Names and values: outwards for the ends of the path, above the others."""
+    """Names and values: outwards for the ends of the path, below the others."""
     for i, (entry, x, y) in enumerate(zip(entries, xs, ys, strict=True)):
         value = size(round(x)) if key == "bytes" else f"{x:.1f} ms"
-        right, up, ha, va = (9, 0, "left", "center") if i == 0 else (0, 9, "center", "bottom")
+        right, up, ha, va = (9, 0, "left", "center") if i == 0 else (0, -9, "center", "top")
         if i == len(entries) - 1:
             right, up, ha, va = -9, 0, "right", "center"
         axes.annotate(
@@ -167,5 +167,5 @@ def pareto(
         axes.set(xlabel=unit, ylabel=f"validation {metric}", title="What the controller tried")
         if show is not None:
             axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: show(y)))
-        axes.legend(frameon=False, fontsize=8.5, loc="lower right")
+        axes.legend(frameon=False, fontsize=8.5, ncols=2, loc="lower right", bbox_to_anchor=(1, 1))
         figure.savefig(path)
