@@ -65,9 +65,9 @@ def _exchanged(model: nn.Module, chosen: Mapping[str, Form], builder: Builder) -
     return model.eval()
 
 
-def _rows(name: str, task_name: str, model: nn.Module, data: Data, batch: Tensor) -> Iterator[Row]:
+def _rows(name: str, task_name: str, model: nn.Module, data: Data, batch: Tensor, calibration: int) -> Iterator[Row]:
     task = get(task_name)
-    train = Examples(data.train.inputs[:256], data.train.targets[:256])
+    train = Examples(data.train.inputs[:calibration], data.train.targets[:calibration])
     budget = Budget(lambda m: task.metric(m, data.validation), MAX_DROP, task.drop_type)
     prunable = {fqn for fqn in convert.convertible(model) if task.prunable(fqn)}
     result = compress(
@@ -89,6 +89,6 @@ def _rows(name: str, task_name: str, model: nn.Module, data: Data, batch: Tensor
 
 def rows() -> Iterator[Row]:
     model, data = digits_vit()
-    yield from _rows("digits ViT", "digits", model, data, data.train.inputs[:256])
+    yield from _rows("digits ViT", "digits", model, data, data.train.inputs[:256], 256)
     model, data = text_transformer()
-    yield from _rows("text transformer", "text", model, data, data.train.inputs[:8])
+    yield from _rows("text transformer", "text", model, data, data.train.inputs[:8], 48)
