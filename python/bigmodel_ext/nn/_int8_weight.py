@@ -1,4 +1,4 @@
-"""From float weights to int8 ones: which scale each output gets."""
+"""Int8 weights: from float ones to them, and the linear layers that hold them packed."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ import torch
 from torch import Tensor
 
 from bigmodel_ext import functional
+from bigmodel_ext.formats import int8
+from bigmodel_ext.nn._compressed import PackedInt8
+from bigmodel_ext.nn._linear import Activated
 
 SCALES = ("max", "mse")
 _CLIPS = tuple(1.0 - i / 250 for i in range(1, 51))  # of a row's largest magnitude
@@ -49,3 +52,34 @@ def _search(weight: Tensor, q: Tensor, scale: Tensor) -> None:
         error = (rounded * tried[:, None] - weight).square_().sum(1)
         better = error < best
         q[better], scale[better], best[better] = rounded[better].to(torch.int8), tried[better], error[better]
+
+
+class PackedInt8Linear(PackedInt8, Activated):  # type: ignore[override]
+    """A linear layer that holds int8 weights [N,K], packed, with a scale per output."""
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        activation: str = "none",
+    ) -> None:
+        super().__init__(in_features, out_features, bias, device, dtype)
+        self.activation = activation
+        zeros = torch.zeros((out_features, in_features), dtype=torch.int8, device=device)
+        self._register_packed(int8.pack(zeros), out_features)
+
+    @property
+    def weight_q(self) -> Tensor:
+        """int8 [N,K], unpacked on each access."""
+        return int8.unpack(self.packed, self.out_features, self.in_features)
+
+    @property
+    def _weight_shape(self) -> tuple[int, ...]:
+        return self.out_features, self.in_features
+
+    def _pack(self, weight_q: Tensor) -> Tensor:
+        return int8.pack(weight_q)

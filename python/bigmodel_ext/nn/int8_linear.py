@@ -9,9 +9,8 @@ from torch import Tensor, nn
 
 from bigmodel_ext import functional
 from bigmodel_ext.formats import int8
-from bigmodel_ext.nn._compressed import PackedInt8
-from bigmodel_ext.nn._int8_weight import quantized_weight
-from bigmodel_ext.nn._linear import Activated, require_int8_exact, require_linear
+from bigmodel_ext.nn._int8_weight import PackedInt8Linear, quantized_weight
+from bigmodel_ext.nn._linear import require_int8_exact, require_linear
 
 
 def _valid_scale(scale: float | None) -> float:
@@ -20,7 +19,7 @@ def _valid_scale(scale: float | None) -> float:
     return float(scale)
 
 
-class Int8Linear(PackedInt8, Activated):  # type: ignore[override]
+class Int8Linear(PackedInt8Linear):
     """``y = act((q(x) @ weight_q.T) * scale(x) * weight_scale + bias)`` (see :func:`functional.int8_linear`); the
     activation is part of a model's plan in a file of ``save_model``, not of the state dict.
 
@@ -47,10 +46,7 @@ class Int8Linear(PackedInt8, Activated):  # type: ignore[override]
         activation: str = "none",
         static_input: bool = False,
     ) -> None:
-        super().__init__(in_features, out_features, bias, device, dtype)
-        self.activation = activation
-        zeros = torch.zeros((out_features, in_features), dtype=torch.int8, device=device)
-        self._register_packed(int8.pack(zeros), out_features)
+        super().__init__(in_features, out_features, bias, device, dtype, activation=activation)
         self.register_buffer("input_scale", torch.zeros((), device=device) if static_input else None)
         if static_input:
             self.float_buffers = ("weight_scale", "input_scale")
@@ -75,18 +71,6 @@ class Int8Linear(PackedInt8, Activated):  # type: ignore[override]
         q, scale = quantized_weight(linear.weight, weight_scales)
         layer.packed, layer.weight_scale = int8.pack(q), scale
         return layer
-
-    @property
-    def weight_q(self) -> Tensor:
-        """int8 [N,K], unpacked on each access."""
-        return int8.unpack(self.packed, self.out_features, self.in_features)
-
-    @property
-    def _weight_shape(self) -> tuple[int, ...]:
-        return self.out_features, self.in_features
-
-    def _pack(self, weight_q: Tensor) -> Tensor:
-        return int8.pack(weight_q)
 
     def forward(self, x: Tensor) -> Tensor:
         k = self.in_features

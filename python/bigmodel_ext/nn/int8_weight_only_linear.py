@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
 from bigmodel_ext import functional
 from bigmodel_ext.formats import int8
-from bigmodel_ext.nn._compressed import PackedInt8
-from bigmodel_ext.nn._int8_weight import quantized_weight
-from bigmodel_ext.nn._linear import Activated, require_int8_exact, require_linear
+from bigmodel_ext.nn._int8_weight import PackedInt8Linear, quantized_weight
+from bigmodel_ext.nn._linear import require_int8_exact, require_linear
 
 
-class Int8WeightOnlyLinear(PackedInt8, Activated):  # type: ignore[override]
+class Int8WeightOnlyLinear(PackedInt8Linear):
     """``y = act((x @ weight_q.T) * weight_scale + bias)`` (see :func:`functional.int8_weight_only_linear`).
 
     Holds what :class:`Int8Linear` holds, in the same state dict: ``weight_q`` int8 [N,K], ``weight_scale`` float32 [N],
@@ -20,21 +18,6 @@ class Int8WeightOnlyLinear(PackedInt8, Activated):  # type: ignore[override]
 
     x: [..., K] float32, bfloat16 or float16; the result is [..., N] in x's dtype, under autocast too.
     """
-
-    def __init__(
-        self,
-        in_features: int,
-        out_features: int,
-        bias: bool = True,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-        *,
-        activation: str = "none",
-    ) -> None:
-        super().__init__(in_features, out_features, bias, device, dtype)
-        self.activation = activation
-        zeros = torch.zeros((out_features, in_features), dtype=torch.int8, device=device)
-        self._register_packed(int8.pack(zeros), out_features)
 
     @classmethod
     def from_float(cls, linear: nn.Linear, weight_scales: str = "max") -> Int8WeightOnlyLinear:
@@ -50,18 +33,6 @@ class Int8WeightOnlyLinear(PackedInt8, Activated):  # type: ignore[override]
         q, scale = quantized_weight(linear.weight, weight_scales)
         layer.packed, layer.weight_scale = int8.pack(q), scale
         return layer
-
-    @property
-    def weight_q(self) -> Tensor:
-        """int8 [N,K], unpacked on each access."""
-        return int8.unpack(self.packed, self.out_features, self.in_features)
-
-    @property
-    def _weight_shape(self) -> tuple[int, ...]:
-        return self.out_features, self.in_features
-
-    def _pack(self, weight_q: Tensor) -> Tensor:
-        return int8.pack(weight_q)
 
     def forward(self, x: Tensor) -> Tensor:
         return functional.int8_weight_only_linear(
