@@ -120,6 +120,10 @@ def test_sequences_mappings_and_data_sets(tmp_path):
     LogitCache(tmp_path / "c", dataset)  # the same examples
 
 
+class Stopped(BaseException):
+    """As Ctrl-C, which would end the test run."""
+
+
 class Dies(nn.Module):
     """A teacher that stops at its n-th batch."""
 
@@ -130,7 +134,7 @@ class Dies(nn.Module):
     def forward(self, x):
         self.left -= 1
         if self.left < 0:
-            raise KeyboardInterrupt
+            raise Stopped
         return self.inner(x)
 
 
@@ -138,7 +142,7 @@ def test_it_resumes_where_it_was_stopped(tmp_path):
     settings = {"k": 3, "shard_size": 10, "batch_size": 5}
     whole = cache_logits(Dies(teacher(), 10), data(), tmp_path / "whole", **settings)
     stopped = Dies(teacher(), 5)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(Stopped):
         cache_logits(stopped, data(), tmp_path / "part", **settings)
     with pytest.raises(ValueError, match="holds 20 of 50 examples: run cache_logits again to finish it"):
         LogitCache(tmp_path / "part")
