@@ -34,7 +34,7 @@ BITS = (3, 4, 5, 6)
 SEEDS = {"digits": (0, 1), "text": (0,)}  # of models, and of our draws
 CALIBRATION = {"digits": 256, "text": 64}  # examples: of text, windows of 128 characters
 HELD_OUT = {"digits": 719, "text": 1024}  # of digits validation data too, of text the test data
-FIGURES = ("KL from the float model, nats", "loss, nats", "accuracy")
+FIGURES = ("KL from the float model, nats", "loss, nats", "answers as the float model's", "accuracy")
 _MOST = 127
 _SLACK = 0.002  # of the bits: a peer may have so many more than ours, and none less
 
@@ -71,9 +71,11 @@ class Case:
     def figures(self, model: nn.Module) -> Tensor:
         """FIGURES of a model."""
         found = self._answers(model)
-        hits = (found.argmax(-1) == self.targets).double().mean()
+        same, hits = (
+            (found.argmax(-1) == wanted).double().mean() for wanted in (self.answers.argmax(-1), self.targets)
+        )
         divergence = F.kl_div(found, self.answers, log_target=True, reduction="batchmean")
-        return torch.stack([divergence.double(), F.nll_loss(found, self.targets).double(), hits])
+        return torch.stack([divergence.double(), F.nll_loss(found, self.targets).double(), same, hits])
 
     def file_bits(self, model: nn.Module) -> float:
         """Bits that the layers' weights and scales take in a file, a weight."""
@@ -171,11 +173,11 @@ def _measured(cases: list[Case], bits: int) -> tuple[Mean, dict[str, Mean]]:
 def rows() -> Iterator[Row]:
     for name, title in (("digits", "digits ViT"), ("text", "text transformer")):
         cases = [Case(name, seed) for seed in SEEDS[name]]
-        _, loss, accuracy = (sum(case.figures(case.model) for case in cases) / len(cases)).tolist()
+        _, loss, _, accuracy = (sum(case.figures(case.model) for case in cases) / len(cases)).tolist()
         for bits in BITS:
             ours, peers = _measured(cases, bits)
             case = f"{title} (float: {loss:.4g} nats, {accuracy:.4g}), {bits} bits/weight"
             yield Row(case, "bits/weight in the file", ours.bits, "the entropy it reports", ours.entropy, factor=1.02)
             for peer, theirs in peers.items():
                 for metric, own, other in zip(FIGURES, ours.figures.tolist(), theirs.figures.tolist(), strict=True):
-                    yield Row(case, metric, own, peer, other, metric != "accuracy")
+                    yield Row(case, metric, own, peer, other, metric in FIGURES[:2])
