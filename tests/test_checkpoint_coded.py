@@ -89,6 +89,8 @@ class TestStream:
                 refused.append(str(error))
         assert len(refused) > len(stream)
         assert all("malformed stream" in message for message in refused)
+        with pytest.raises(ValueError, match="malformed stream"):
+            coded.decode(torch.cat([stream, torch.ones(8, dtype=torch.uint8)]), tensor.dtype, tensor.shape)
         for dtype, shape in ((torch.int64, [2]), (torch.float32 if not values else torch.int8, tensor.shape)):
             with pytest.raises(ValueError, match="malformed stream"):
                 coded.decode(stream, dtype, shape)

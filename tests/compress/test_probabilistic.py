@@ -199,6 +199,10 @@ class TestBudget:
             ratio = [row.figures["distortion"] / row.figures["nearest"] for row in report.layers]
             assert all(1.6 < r < 2.4 for r in ratio) if rounding == "unbiased" else all(r < 1.05 for r in ratio)
         assert flags == {"auto": {0.0}, "unbiased": {1.0}, "entropy": {0.0}}
+        white = torch.randn(4096, 64)
+        report = quantize_(nn.Sequential(nn.Linear(64, 64)), config(4.0), lambda m: m(white))
+        assert report["0"].figures["unbiased"] == 0.0, "nothing to be won by feeding errors back"
+        assert report["0"].figures["distortion"] < 1.05 * report["0"].figures["nearest"]
 
 
 class TestLayers:
@@ -228,6 +232,11 @@ class TestLayers:
         assert not model[1].weight.any()
         assert (model[2].weight - 0.125).abs().max() <= model[2].weight_scale[0]
 
+    def test_errors_fed_back_do_not_run_into_the_ends_of_the_grid(self):
+        model = mlp()
+        quantize_(model, config(8.0, rounding="unbiased"), run)
+        assert 110 < max(int(model[i].weight_q.abs().max()) for i in (0, 2, 4)) < 127
+
     def test_other_dtypes_and_filters(self):
         model = mlp().bfloat16()
         report = quantize_(model, config(5.0), lambda m: m(X.bfloat16()), lambda m, fqn: fqn != "4")
@@ -254,8 +263,10 @@ class TestLayers:
 
         base = mlp(128)
         x = correlated(600, 128)
+        seen = []
         first = made(1, 1, lambda m: m(x))
-        assert torch.equal(first, made(1, 2, lambda m: m(x)))
+        assert torch.equal(first, made(1, 2, lambda m: (seen.append(torch.get_num_threads()), m(x))))
+        assert seen[0] == 1, "sums are shared among threads in no other way"
         assert not torch.equal(first, made(2, 1, lambda m: m(x)))
         torch.set_num_threads(1)
 

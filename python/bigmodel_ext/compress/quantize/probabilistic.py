@@ -76,16 +76,6 @@ def _blocks(fqn: str, layer: nn.Module, moment: Tensor | None) -> list[Block]:
     return [Block.of(own, h.cpu()) for own, h in zip(rows.chunk(len(moment)), moment, strict=True)]
 
 
-def _pays(blocks: list[Block]) -> bool:
-    """Whether feeding errors back makes up for chance, by the errors' variances: step^2 / 6 and step^2 / 12."""
-    fed_back = sum(block.weight.shape[0] * float(block.cost.double().sum()) for block in blocks)
-    plain = sum(
-        block.weight.shape[0] * (block.weight.shape[1] if block.moment is None else float(block.moment.trace()))
-        for block in blocks
-    )
-    return 2 * fed_back <= plain
-
-
 def _drawn(targets: list[Target], config: ProbabilisticInt8Config) -> tuple[dict[str, Rounded], dict[str, float]]:
     """(each layer's weights, the distortion of rounding them to nearest at the same entropy)."""
     made = allocate(targets, config.bits_per_weight)
@@ -142,7 +132,7 @@ def _targets(
     chosen = config.rounding
     return [
         Target(
-            fqn, own, gains[fqn], _pays(own) if chosen == "auto" else chosen == "unbiased", config.temperature,
+            fqn, own, gains[fqn], chosen == "unbiased" or (chosen == "auto" and bool(moments)), config.temperature,
             config.seed,
         )
         for fqn, own in blocks.items()
