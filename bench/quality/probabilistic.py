@@ -1,20 +1,24 @@
-"""Probabilistic quantization against rounding to nearest, every layer an int8 layer with dynamic activations.
+"""Probabilistic quantization against rounding to nearest, every linear layer an int8 layer with dynamic activations.
 
-Peers get our entropy coder and at least as many coded bytes as ours took: one step for the model, one step for each
-layer (a share of its weights' standard deviation), one for each row (a share of its largest weight); the best of the
-three counts, by each metric. "fixed width" has a grid of b bits for each row and no coder. Compared on the test data,
-over all seeds: KL(float model || quantized), the share of examples (or characters) answered as the float model does,
-loss and accuracy. Those two may be worse than the best peer's by one standard error of the difference, examples paired:
-where nearly all answers are the float model's, the rest is luck.
+"coded nearest" gets our entropy coder and at least the bytes that ours take in a file, its step found by bisection: a
+share of each row's largest weight ("a step a row"), or of all the layer's weights' standard deviation ("a step a
+layer", which a coder likes better). "fixed width" has b bits for each weight, a grid for each row, and no coder.
+Figures are means over trained models, one draw for each, on data that neither training nor calibration saw. Where ours
+answer as the float model does, a peer can still be better by luck: the float model's figures are in each row.
 """
 
 from __future__ import annotations
 
 import copy
+import json
+import math
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
+from bigmodel_ext import save_model
 from bigmodel_ext.compress.calibrate import layers_of
 from bigmodel_ext.compress.quantize import ProbabilisticInt8Config, quantize_
 from bigmodel_ext.formats import coded
@@ -27,142 +31,153 @@ from bench.quality._models import digits_vit, text_transformer
 from bench.quality._row import Row
 
 BITS = (3, 4, 5, 6)
-SEEDS = (0, 1, 2)
-CALIBRATION = 256  # examples
-KL, SAME = "KL from the float model, nats", "nearest, same coder and size"
+SEEDS = {"digits": (0, 1), "text": (0,)}  # of models, and of our draws
+CALIBRATION = {"digits": 256, "text": 64}  # examples: of text, windows of 128 characters
+HELD_OUT = {"digits": 719, "text": 1024}  # of digits validation data too, of text the test data
+FIGURES = ("KL from the float model, nats", "loss, nats", "answers as the float model's", "accuracy")
+_MOST = 127
+_SLACK = 0.002  # of the bits: a peer may have so many more than ours, and none less
 
 Grid = Callable[[Tensor, float], Tensor]  # (weight, size) -> step of each row
+Coded = dict[str, tuple[Tensor, Tensor]]  # layer -> (q, step)
 GRIDS: dict[str, Grid] = {
-    "one step": lambda weight, size: weight.new_full((len(weight),), size),
-    "step by layer": lambda weight, size: (weight.std() * size).expand(len(weight)),
-    "step by row": lambda weight, size: weight.abs().amax(1) * size,
+    "a step a row": lambda weight, size: weight.abs().amax(1) * size,
+    "a step a layer": lambda weight, size: (weight.std() * size).expand(len(weight)),
 }
 
 
-@dataclass
-class Figures:
-    """Sums over seeds, of one method at one number of bits."""
-
-    coded: float = 0.0  # bits
-    entropy: float = 0.0
-    losses: list[Tensor] = field(default_factory=list)  # of each example, or character
-    hits: list[Tensor] = field(default_factory=list)
-    agreement: float = 0.0
-    divergence: float = 0.0
+def _stored(tensor: Tensor) -> int:
+    raw = tensor.numel() * tensor.element_size()
+    return min(raw, coded.encode(tensor).numel()) if coded.can(tensor) else raw
 
 
-@dataclass
 class Case:
-    model: nn.Module
-    calibration: Tensor
-    inputs: Tensor
-    targets: Tensor
+    """A trained model and the data it is judged on."""
 
-    def __post_init__(self) -> None:
-        self.layers = layers_of(self.model, kinds=(nn.Linear,))
-        self.weights = {fqn: layer.weight.detach() for fqn, layer in self.layers.items()}  # type: ignore[union-attr]
-        self.answers = self.of(self.model)
+    def __init__(self, name: str, seed: int) -> None:
+        self.seed = seed
+        self.model, data = digits_vit(seed) if name == "digits" else text_transformer(seed)
+        some = torch.randperm(len(data.train), generator=torch.Generator().manual_seed(seed))[: CALIBRATION[name]]
+        self.calibration = data.train.inputs[some]
+        self.inputs = torch.cat([data.validation.inputs, data.test.inputs])[-HELD_OUT[name] :]
+        self.targets = torch.cat([data.validation.targets, data.test.targets])[-HELD_OUT[name] :].flatten()
+        self.weights = {fqn: m.weight.detach() for fqn, m in layers_of(self.model, kinds=(nn.Linear,)).items()}  # type: ignore[union-attr]
+        self.numel = sum(weight.numel() for weight in self.weights.values())
+        self.answers = self._answers(self.model)
 
-    def of(self, model: nn.Module) -> Tensor:
-        return outputs(model, self.inputs).flatten(0, -2).log_softmax(-1)
+    def _answers(self, model: nn.Module) -> Tensor:
+        return outputs(model, self.inputs, 64).flatten(0, -2).log_softmax(-1)
 
-    def add(self, figures: Figures, model: nn.Module) -> None:
-        found, targets = self.of(model), self.targets.flatten()
-        figures.losses.append(F.nll_loss(found, targets, reduction="none").double())
-        figures.hits.append((found.argmax(-1) == targets).double())
-        figures.agreement += float((found.argmax(-1) == self.answers.argmax(-1)).double().mean()) / len(SEEDS)
-        figures.divergence += float(F.kl_div(found, self.answers, log_target=True, reduction="batchmean")) / len(SEEDS)
+    def figures(self, model: nn.Module) -> Tensor:
+        """FIGURES of a model."""
+        found = self._answers(model)
+        same, hits = (
+            (found.argmax(-1) == wanted).double().mean() for wanted in (self.answers.argmax(-1), self.targets)
+        )
+        divergence = F.kl_div(found, self.answers, log_target=True, reduction="batchmean")
+        return torch.stack([divergence.double(), F.nll_loss(found, self.targets).double(), same, hits])
 
-    def on_grid(self, grid: Grid, size: float, most: int = 127) -> dict[str, tuple[Tensor, Tensor]]:
+    def file_bits(self, model: nn.Module) -> float:
+        """Bits that the layers' weights and scales take in a file, a weight."""
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder, "model")
+            save_model(model, path)
+            data = path.read_bytes()
+        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+        names = {f"{fqn}.{name}" for fqn in self.weights for name in ("weight_q", "weight_scale")}
+        spans = (entry["data_offsets"] for key, entry in header.items() if key.removesuffix(":rans") in names)
+        return 8 * sum(end - start for start, end in spans) / self.numel
+
+    def ours(self, bits: int) -> tuple[nn.Module, float]:
+        """(a model, the entropy it reports, bits a weight)."""
+        model = copy.deepcopy(self.model)
+        report = quantize_(
+            model,
+            ProbabilisticInt8Config(bits, seed=self.seed, rows=()),
+            lambda m: m(self.calibration),
+            lambda m, fqn: fqn in self.weights,
+        )
+        entropy = sum(row.figures["entropy"] * self.weights[row.fqn].numel() for row in report.layers)
+        return model, entropy / self.numel
+
+    def rounded(self, grid: Grid, size: float, most: int = _MOST) -> Coded:
         made = {}
         for fqn, weight in self.weights.items():
-            step = torch.maximum(grid(weight, size), weight.abs().amax(1) / 127) if most == 127 else grid(weight, size)
-            step = step.clamp_min(1e-12)
+            step = torch.maximum(grid(weight, size), weight.abs().amax(1) / most).clamp_min(1e-12)
             made[fqn] = (weight / step[:, None]).round().clamp(-most, most).to(torch.int8), step
         return made
 
-    def exchanged(self, made: dict[str, tuple[Tensor, Tensor]]) -> nn.Module:
+    def nearest(self, grid: Grid, least: float) -> Coded:
+        """The coarsest grid, nearly, that takes at least so many bits a weight."""
+        best, x, low, high = None, -least, -math.inf, math.inf
+        for _ in range(24):
+            made = self.rounded(grid, 2.0**x)
+            excess = 8 * sum(_stored(t) for pair in made.values() for t in pair) / self.numel - least
+            if excess >= 0:
+                best, low = made, x
+                if excess <= _SLACK * least:
+                    break
+            else:
+                high = x
+            x += excess - _SLACK / 2 * least  # twice the step saves about a bit a weight
+            if not low < x < high:
+                x = (low + high) / 2
+        assert best is not None
+        return best
+
+    def exchanged(self, made: Coded) -> nn.Module:
         model = copy.deepcopy(self.model)
         for fqn, (q, step) in made.items():
             layer = Int8Linear.from_float(model.get_submodule(fqn))  # type: ignore[arg-type]
             layer.load_state_dict({**layer.state_dict(), "weight_q": q, "weight_scale": step})
+            layer.coding = "rans"
             parent, _, name = fqn.rpartition(".")
             model.get_submodule(parent).register_module(name, layer)
         return model
 
-    def nearest(self, grid: Grid, least: float) -> dict[str, tuple[Tensor, Tensor]]:
-        """The grid of a family that takes hardly more than so many coded bits, and no fewer."""
-        numel = sum(weight.numel() for weight in self.weights.values())
-        x = -4.0
-        for _ in range(5):  # a doubled step saves about a bit a weight
-            made = self.on_grid(grid, 2.0**x)
-            x += max(-2.0, min(2.0, (_bits(made) / least - 1.0) * least / numel))
-        while _bits(made := self.on_grid(grid, 2.0**x)) < least:
-            x -= 0.002
-        return made
+
+@dataclass
+class Mean:
+    """Of one method: FIGURES, the bits a weight that it takes, the entropy it reports."""
+
+    figures: Tensor = field(default_factory=lambda: torch.zeros(len(FIGURES), dtype=torch.float64))
+    bits: float = 0.0
+    entropy: float = 0.0
+
+    def add(self, share: float, figures: Tensor, bits: float, entropy: float = 0.0) -> None:
+        self.figures += share * figures
+        self.bits += share * bits
+        self.entropy += share * entropy
 
 
-def _bits(made: dict[str, tuple[Tensor, Tensor]]) -> float:
-    """Coded, scales included, as save_model writes them."""
-    stored = 0
-    for pair in made.values():
-        for tensor in pair:
-            raw = tensor.numel() * tensor.element_size()
-            stored += min(raw, coded.encode(tensor).numel()) if coded.can(tensor) else raw
-    return 8.0 * stored
-
-
-def _digits(seed: int) -> Case:
-    model, data = digits_vit(seed)
-    return Case(model, data.train.inputs[:CALIBRATION], data.test.inputs, data.test.targets)
-
-
-def _text(seed: int) -> Case:
-    model, data = text_transformer()
-    some = torch.randperm(len(data.train), generator=torch.Generator().manual_seed(seed))[: CALIBRATION // 4]
-    part = slice(64 * seed, 64 * (seed + 1))
-    return Case(model, data.train.inputs[some], data.test.inputs[part], data.test.targets[part])
-
-
-def _ours(case: Case, seed: int, bits: int, figures: Figures) -> float:
-    model = copy.deepcopy(case.model)
-    config = ProbabilisticInt8Config(bits, seed=seed, rows=())
-    report = quantize_(model, config, lambda m: m(case.calibration), lambda m, fqn: fqn in case.layers)
-    case.add(figures, model)
-    took = 8.0 * sum(row.figures["coded bytes"] for row in report.layers)
-    weights = sum(weight.numel() for weight in case.weights.values())
-    entropy = sum(row.figures["entropy"] * case.weights[row.fqn].numel() for row in report.layers)
-    figures.coded += took / weights / len(SEEDS)
-    figures.entropy += entropy / weights / len(SEEDS)
-    return took
-
-
-def _compared(name: str, cases: list[Case], bits: int) -> Iterator[Row]:
-    ours, fixed, peers = Figures(), Figures(), {grid: Figures() for grid in GRIDS}
-    top = 2 ** (bits - 1) - 1
-    for seed, case in zip(SEEDS, cases, strict=True):
-        took = _ours(case, seed, bits, ours)
-        for grid, peer in peers.items():
-            case.add(peer, case.exchanged(case.nearest(GRIDS[grid], took)))
-        case.add(fixed, case.exchanged(case.on_grid(GRIDS["step by row"], 1 / top, top)))
-    title = f"{name}, {bits} bits/weight, {len(SEEDS)} seeds"
-    yield Row(title, "coded bits/weight", ours.coded, "entropy it reports", ours.entropy, factor=1.02)
-    for metric, label, lower in (("divergence", KL, True), ("agreement", "answers as the float model's", False)):
-        figures = {grid: getattr(peer, metric) for grid, peer in peers.items()}
-        best = (min if lower else max)(figures, key=figures.__getitem__)
-        yield Row(title, label, getattr(ours, metric), f"{SAME}, {best}", figures[best], lower)
-    for metric, label, lower in (("losses", "loss, nats", True), ("hits", "accuracy", False)):
-        each = {grid: torch.cat(getattr(peer, metric)) for grid, peer in peers.items()}
-        best = (min if lower else max)(each, key=lambda grid: float(each[grid].mean()))
-        own, theirs = torch.cat(getattr(ours, metric)), float(each[best].mean())
-        error = float((own - each[best]).std()) / len(own) ** 0.5 / theirs
-        factor = 1.0 + error if lower else 1.0 - error
-        yield Row(title, label, float(own.mean()), f"{SAME}, {best}", theirs, lower, factor)
-    yield Row(title, KL, ours.divergence, "nearest, fixed width", fixed.divergence)
+def _measured(cases: list[Case], bits: int) -> tuple[Mean, dict[str, Mean]]:
+    """Ours and, by name, the peers."""
+    ours, fixed, peers = Mean(), Mean(), {name: Mean() for name in GRIDS}
+    share, top = 1 / len(cases), 2 ** (bits - 1) - 1
+    for case in cases:
+        model, entropy = case.ours(bits)
+        most = case.file_bits(model)
+        ours.add(share, case.figures(model), most, entropy)
+        for name, grid in GRIDS.items():
+            model = case.exchanged(case.nearest(grid, most))
+            took = case.file_bits(model)
+            assert took >= most, f"{name} takes {took} bits, ours {most}"
+            peers[name].add(share, case.figures(model), took)
+        scales = 32 * sum(len(weight) for weight in case.weights.values()) / case.numel
+        model = case.exchanged(case.rounded(GRIDS["a step a row"], 1 / top, top))
+        fixed.add(share, case.figures(model), bits + scales)
+    named = {f"coded nearest, {name} ({mean.bits:.3f})": mean for name, mean in peers.items()}
+    return ours, {**named, f"fixed width ({fixed.bits:.3f})": fixed}
 
 
 def rows() -> Iterator[Row]:
-    for name, make in (("digits ViT", _digits), ("text transformer", _text)):
-        cases = [make(seed) for seed in SEEDS]
+    for name, title in (("digits", "digits ViT"), ("text", "text transformer")):
+        cases = [Case(name, seed) for seed in SEEDS[name]]
+        _, loss, _, accuracy = (sum(case.figures(case.model) for case in cases) / len(cases)).tolist()
         for bits in BITS:
-            yield from _compared(name, cases, bits)
+            ours, peers = _measured(cases, bits)
+            case = f"{title} (float: {loss:.4g} nats, {accuracy:.4g}), {bits} bits/weight"
+            yield Row(case, "bits/weight in the file", ours.bits, "the entropy it reports", ours.entropy, factor=1.02)
+            for peer, theirs in peers.items():
+                for metric, own, other in zip(FIGURES, ours.figures.tolist(), theirs.figures.tolist(), strict=True):
+                    yield Row(case, metric, own, peer, other, metric in FIGURES[:2])

@@ -1,6 +1,7 @@
 """Weights drawn from a distribution under a budget of bits."""
 
 import copy
+import os
 import sys
 
 import bigmodel_ext as bm
@@ -138,9 +139,22 @@ class TestBudget:
 
     def test_coded_size_is_within_two_percent_of_the_entropy(self):
         model = nn.Sequential(nn.Linear(256, 256), nn.ReLU(), nn.Linear(256, 64))
+        for layer in model[::2]:
+            nn.init.normal_(layer.weight)  # even ones have no frequencies to code by
         figures = [row.figures for row in quantize_(model, config(3.0)).layers]
         entropy = sum(f["entropy"] * n for f, n in zip(figures, (256 * 256, 64 * 256), strict=True))
         assert entropy <= 8 * sum(f["coded bytes"] for f in figures) <= 1.02 * entropy
+
+    def test_files_take_what_the_report_says(self, tmp_path):
+        model = nn.Sequential(nn.Linear(256, 256), nn.ReLU(), nn.Linear(256, 64))
+        others = sum(p.numel() * p.element_size() for name, p in model.named_parameters() if name.endswith("bias"))
+        bm.save_model(model, tmp_path / "before")
+        report = quantize_(model, config(3.0))
+        bm.save_model(model, tmp_path / "after")
+        before, after = (os.path.getsize(tmp_path / name) for name in ("before", "after"))
+        said = others + sum(row.figures["coded bytes"] for row in report.layers)
+        assert said < after < said + 4096, "the rest is names and the plan"
+        assert after < before * 4 / 32, "three bits of 32, and the rest"
 
     @pytest.mark.parametrize("bits", [3.0, 5.0])
     def test_less_error_than_nearest_at_the_same_size(self, bits):
