@@ -63,7 +63,8 @@ class Context:
     augment: Mapping[str, float]
     cost: str  # "latency" or "bytes"
     target: float | None  # seconds or bytes
-    calibration: Sequence[Tensor]  # input batches; the first is what latencies are measured with
+    calibration: Sequence[Tensor]  # input batches
+    example: Tensor  # the batch that latencies are measured with
     seed: int
     journal: Journal
     folder: Path | None

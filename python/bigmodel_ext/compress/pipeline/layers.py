@@ -32,7 +32,7 @@ def run(context: Context, step: ChooseLayers, before: Stage) -> Stage:
     builder = Builder(model, layers, context.forward_loop)
     forms = {fqn: _forms(step, fqn, layer) for fqn, layer in layers.items()}
     points = _points(context, model, layers, forms, builder)
-    whole = tables.model_cost(model, context.cost, context.calibration[0], context.recall)
+    whole = tables.model_cost(model, context.cost, context.example, context.recall)
     fixed = max(0.0, whole - sum(p.cost for own in points.values() for p in own if p.form == DENSE))
     best: list[tuple[float, Tried]] = []
 
@@ -82,7 +82,7 @@ def _points(
     if context.cost == "bytes":
         costs = context.recall("bytes", lambda: tables.byte_costs(layers, forms, builder))
     else:
-        costs = tables.latency_costs(model, layers, forms, builder, context.calibration[0], context.recall)
+        costs = tables.latency_costs(model, layers, forms, builder, context.example, context.recall)
     harm = context.recall("damages", lambda: tables.damages(model, forms, builder, context.calibration))
     return {
         fqn: [Point(f, c, d) for f, c, d in zip(own, costs[fqn], harm[fqn], strict=True)] for fqn, own in forms.items()
