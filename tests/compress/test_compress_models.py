@@ -9,7 +9,7 @@ from bigmodel_ext.compress.controller import tables
 from bigmodel_ext.compress.controller.forms import forms
 from bigmodel_ext.compress.measure import nonzero_weights, parameters, state_bytes
 from bigmodel_ext.compress.quantize import HamiltonianConfig
-from bigmodel_ext.convert import Int8DynamicActivationInt8WeightConfig
+from bigmodel_ext.convert import Int8DynamicActivationInt8WeightConfig, quantize_
 from bigmodel_ext.nn import Int8Conv2d, SemiSparseLinear, SparseConv2d, SparseLinear
 from bigmodel_ext.train.loop import TrainConfig
 from torch import nn
@@ -203,3 +203,12 @@ def test_a_report_of_structure_and_layers(tmp_path):
     structure_only = type(report)({**report.data, "stages": report.data["stages"][:2]})
     structure_only.write(tmp_path / "structure")
     assert not (tmp_path / "structure" / "pareto.png").exists()
+
+
+def test_what_is_converted_already_is_named():
+    model = _net()
+    quantize_(model, INT8)
+    with pytest.raises(
+        ValueError, match=r"can be exchanged.*: 0 \(Int8Linear\), 2 \(Int8Linear\) are converted already"
+    ):
+        _run(model)

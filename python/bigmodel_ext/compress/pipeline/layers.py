@@ -11,6 +11,7 @@ from typing import Any
 from torch import nn
 
 from bigmodel_ext import convert
+from bigmodel_ext.compress.calibrate import already_converted
 from bigmodel_ext.compress.controller import tables
 from bigmodel_ext.compress.controller.build import Builder, fits, is_in
 from bigmodel_ext.compress.controller.forms import DENSE, Form
@@ -28,7 +29,8 @@ def run(context: Context, step: ChooseLayers, before: Stage) -> Stage:
     model = before.model
     layers = convert.convertible(model, step.filter_fn, KINDS)
     if not layers:
-        raise ValueError("the model has no linear or Conv2d layer that can be exchanged, or filter_fn chose none")
+        none = "the model has no linear or Conv2d layer that can be exchanged, or filter_fn chose none"
+        raise ValueError(none + already_converted(model))
     builder = Builder(model, layers, context.forward_loop)
     forms = {fqn: _forms(step, fqn, layer) for fqn, layer in layers.items()}
     points = _points(context, model, layers, forms, builder)
