@@ -93,7 +93,6 @@ class TestStream:
             with pytest.raises(ValueError, match="malformed stream"):
                 coded.decode(stream, dtype, shape)
 
-
     def test_a_short_stream_can_not_ask_for_many_tables(self):
         """Each of 2 KiB, from 4 bytes."""
         table = bytes([1, 0, 254, 1])

@@ -212,3 +212,24 @@ def test_what_is_converted_already_is_named():
         ValueError, match=r"can be exchanged.*: 0 \(Int8Linear\), 2 \(Int8Linear\) are converted already"
     ):
         _run(model)
+
+
+def test_only_its_own_files_are_removed_from_the_folder(tmp_path):
+    """At the end; a run that was killed leaves some that the next one removes."""
+
+    def killed(model):
+        calls.append(model)
+        if len(calls) > 2:
+            raise KeyboardInterrupt
+        return 1.0
+
+    calls = []
+    names = ("my-model.safetensors", "0-layers-1.safetensors")
+    for name in names:
+        (tmp_path / name).write_bytes(b"the user's")
+    with pytest.raises(KeyboardInterrupt):
+        _run(_net(), validation=killed, folder=tmp_path)
+    assert len(list(tmp_path.iterdir())) == 4
+    _run(_net(), folder=tmp_path)
+    assert sorted(file.name for file in tmp_path.iterdir()) == sorted((*names, "journal.jsonl"))
+    assert all((tmp_path / name).read_bytes() == b"the user's" for name in names)
