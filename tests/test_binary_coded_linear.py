@@ -291,3 +291,15 @@ def test_a_kernel_runs(isa):
     args = make(1, 70, 50)
     choice = _dispatch.explain("binary_coded_linear", *args)
     assert (choice.backend, choice.isa) == ("cpu", isa if isa in ("scalar", "avx2") else "avx512")
+
+
+@pytest.mark.parametrize("group_size", [1 << 20, 1 << 59, (1 << 63) - 8])
+def test_a_group_of_more_than_all_inputs_is_one_of_all(isa, group_size):
+    """The largest once overflowed to a division by zero, which kills the process."""
+    torch.manual_seed(0)
+    small = bm.nn.BinaryCodedLinear.from_float(nn.Linear(40, 70), bits=8, group_size=40)
+    large = bm.nn.BinaryCodedLinear(40, 70, bits=8, group_size=group_size)
+    large.load_state_dict(small.state_dict())
+    for rows in (1, 5):
+        x = torch.randn(rows, 40)
+        assert torch.equal(large(x), small(x))

@@ -95,6 +95,14 @@ class TestStream:
             with pytest.raises(ValueError, match="malformed stream"):
                 coded.decode(stream, dtype, shape)
 
+    def test_a_short_stream_can_not_ask_for_many_tables(self):
+        """Each of 2 KiB, from 4 bytes."""
+        table = bytes([1, 0, 254, 1])
+        head = bytes([0, 0, 128, 2, 192, 132, 61])  # flags, lowest symbol, 256 symbols, 1000000 classes
+        stream = torch.frombuffer(bytearray(head + table * 1000), dtype=torch.uint8)
+        with pytest.raises(ValueError, match="malformed stream: classes exceeds 16"):
+            coded.decode(torch.cat([stream] * 260), torch.int8, [4, 4])
+
 
 class TestFile:
     def test_its_size(self, tmp_path):

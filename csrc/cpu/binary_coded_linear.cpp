@@ -187,6 +187,8 @@ void binary_coded_linear(const View& x, const View& packed, const View& scales, 
   const int64_t m = check_features(x, "x"), k = x.sizes[x.ndim - 1];
   check_out(x, out);
   const int64_t n = out.sizes[out.ndim - 1];
+  // A group of more than K inputs is one of K; huge ones would overflow below.
+  if (group_size % 8 == 0) group_size = std::min(group_size, std::max<int64_t>(1, ceil_div(k, 16)) * 16);
   check_codes(packed, scales, n, k, group_size);
   check_bias(bias ? &*bias : nullptr, n);
   BIGMODEL_CHECK(k <= kInt8MaxK, "K must be at most ", kInt8MaxK, " for an exact sum, got ", k);

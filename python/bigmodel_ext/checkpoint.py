@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from bigmodel_ext._files import replacing
 from bigmodel_ext._plan import coded_names, describe, replay
 from bigmodel_ext._pruned import surgery
-from bigmodel_ext._surgery import Survey
+from bigmodel_ext._surgery import SIMULATED, Survey
 from bigmodel_ext.formats import coded
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -114,11 +114,18 @@ def save_model(model: nn.Module, path: str | os.PathLike[str]) -> None:
 
     Raises:
         TypeError: the state dict holds something else than plain tensors.
-        ValueError: a tensor is on the meta device.
+        ValueError: a tensor is on the meta device, or layers are prepared for quantization-aware training: a file does
+            not hold how these round. Convert them first, or keep the state dict.
         ImportError: a layer's ``coding`` is "rans" and the package constriction is missing.
         OSError: the file can't be written.
     """
     target = Path(os.path.realpath(path))
+    prepared = {fqn for fqn, module in model.named_modules() if getattr(type(module), SIMULATED, False)}
+    if prepared:
+        raise ValueError(
+            f"{_some(prepared)} are prepared for quantization-aware training, and a file does not hold how they round: "
+            "convert them first (compress.quantize.convert), or keep the state dict"
+        )
     plan, state = describe(model), _state(model)
     manifest: dict[str, Any] = {"plan": plan, "tensors": {}}
     first: dict[str, str] = {}  # digest -> the name it is stored under

@@ -3,8 +3,7 @@
 import pytest
 import torch
 from bigmodel_ext.compress.distill import DistillationLoss, Hidden, Labels, Logits, capture
-from bigmodel_ext.compress.distill.capture import resting
-from bigmodel_ext.train.loop import NonFiniteLossError
+from bigmodel_ext.train.loop import NonFiniteLossError, evaluating
 from torch import nn
 
 
@@ -126,7 +125,7 @@ def test_the_teacher_is_in_eval_mode_without_gradients_and_its_modes_come_back()
     assert [m.training for m in teacher.modules()] == [True, True, True, False]
     assert all(torch.equal(before[name], value) for name, value in teacher.state_dict().items())
     assert all(p.grad is None for p in teacher.parameters())
-    with resting(teacher):
+    with evaluating(teacher):
         assert not any(m.training for m in teacher.modules())
 
 

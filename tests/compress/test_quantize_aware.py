@@ -129,6 +129,17 @@ def test_masked_weights_stay_zero_and_make_block_sparse_layers(masks_first):
     assert (model(images()) - wanted).abs().max() < 5e-3 * wanted.abs().max()
 
 
+def test_a_prepared_model_is_not_saved_as_if_it_were_plain(tmp_path):
+    """Loaded, it would compute something else."""
+    model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2))
+    prepare(model, DYNAMIC)
+    with pytest.raises(ValueError, match=r"^0, 2 are prepared for quantization-aware training"):
+        bm.save_model(model, tmp_path / "m")
+    assert not list(tmp_path.iterdir())
+    convert(model)
+    bm.save_model(model, tmp_path / "m")
+
+
 def test_state_dict_and_copies():
     model, plain = make(), make()
     prepare(model, DYNAMIC)

@@ -80,10 +80,13 @@ def rows_of(layer: nn.Module, x: Tensor) -> Tensor:
     """A layer's input as float32 rows [M, K], K the columns of ``layer.weight.flatten(1)``: the patches of a
     convolution of one group, [M, groups, K] of one with several."""
     if isinstance(layer, nn.Conv2d):
-        if isinstance(layer.padding, str) or layer.padding_mode != "zeros":
-            raise ValueError(f"padding must be numbers of zeros, got {layer.padding!r}, {layer.padding_mode!r}")
-        window = (layer.kernel_size, layer.dilation, layer.padding, layer.stride)
-        patches = nn.functional.unfold(x.float(), *window).transpose(1, 2).flatten(0, 1)
+        if layer.padding_mode != "zeros":
+            raise ValueError(f"padding must be zeros, got padding_mode {layer.padding_mode!r}")
+        images, padding = (x if x.dim() == 4 else x[None]).float(), layer.padding
+        if isinstance(padding, str):  # "same" may pad one side more than the other
+            images, padding = nn.functional.pad(images, layer._reversed_padding_repeated_twice), (0, 0)
+        window = (layer.kernel_size, layer.dilation, padding, layer.stride)
+        patches = nn.functional.unfold(images, *window).transpose(1, 2).flatten(0, 1)
         return patches if layer.groups == 1 else patches.unflatten(1, (layer.groups, -1))
     return x.float().flatten(0, -2)
 

@@ -272,7 +272,7 @@ def decode(stream: Tensor, dtype: torch.dtype, shape: Any) -> Tensor:
     _require(bool(flags & _VALUES) == (dtype == torch.float32), f"it does not hold {dtype}")
     values = np.frombuffer(reader.take(4 * reader.integer(256, "values")), "<i4") if flags & _VALUES else None
     low = reader.integer(255, "the lowest symbol")
-    size, number = reader.integer(256 - low, "symbols"), reader.integer(len(stream), "classes")
+    size, number = reader.integer(256 - low, "symbols"), reader.integer(_CLASSES[-1], "classes")
     _require(size > 0 and number > 0, "it has no symbols")
     _require(values is None or low + size <= len(values), "it has more symbols than values")
     rows, columns = _shape(shape) if not flags & _TRANSPOSED else _shape(shape)[::-1]

@@ -92,14 +92,17 @@ def total_steps(examples: Examples | Batches, config: TrainConfig, processes: in
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[nn.Module]:
-    """The model in eval mode and inference mode, its own mode restored after."""
-    before = model.training
-    model.eval()
+    """The model in eval mode and without gradients; afterwards each of its modules is in the mode it was in (a frozen
+    BatchNorm stays so). Not in inference mode: what a model keeps of a call, it must be able to train with."""
+    modes = [(module, module.training) for module in model.modules()]
     try:
-        with torch.inference_mode():
+        if any(training for _, training in modes):
+            model.eval()
+        with torch.no_grad():
             yield model
     finally:
-        model.train(before)
+        for module, training in modes:
+            module.training = training
 
 
 def outputs(model: nn.Module, inputs: Tensor, batch: int = 256) -> Tensor:

@@ -6,8 +6,9 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import torch
 from torch import nn
+
+from bigmodel_ext.train.loop import evaluating
 
 ValidationFn = Callable[[nn.Module], float]  # higher is better
 DROP_TYPES = ("absolute", "relative")
@@ -41,19 +42,14 @@ class Budget:
             raise ValueError(f"max_drop must be finite and at least 0, got {self.max_drop}")
 
     def score(self, model: nn.Module) -> float:
-        """validation_fn(model), the model's mode restored.
+        """validation_fn(model), its modules' modes restored.
 
         Raises:
             TypeError: it returned something that is not a number.
             ValueError: it returned NaN or infinity.
         """
-        before = model.training
-        model.eval()
-        try:
-            with torch.no_grad():
-                value = self.validation_fn(model)
-        finally:
-            model.train(before)
+        with evaluating(model):
+            value = self.validation_fn(model)
         try:
             number = float(value)
         except (TypeError, ValueError) as error:

@@ -59,7 +59,10 @@ class Builder:
         """`layer`, which stands at `fqn` and whose pruned weights are zero already, in its form's kernel."""
         if form.kind != "binary_coded":
             return _converted(layer, form)
-        state = spins_of(layer, self._second[fqn], HamiltonianConfig(form.bits))
+        try:
+            state = spins_of(layer, self._second[fqn], HamiltonianConfig(form.bits))
+        except ValueError as error:
+            raise ValueError(f"{fqn}: {error}") from error
         return BinaryCodedLinear.from_codes(layer, state.spins, state.alpha, HamiltonianConfig.group_size)
 
     @cached_property

@@ -61,7 +61,7 @@ def byte_costs(layers: Mapping[str, nn.Module], forms: Mapping[str, Sequence[For
 
 def _key(layer: nn.Module, inputs: Sequence[Tensor]) -> str:
     """Layers with one key take equally long: their sizes (extra_repr tells them all) and what they are called with."""
-    return f"{type(layer).__name__}({layer.extra_repr()}) {[list(x.shape) for x in inputs]}"
+    return f"{type(layer).__name__}({layer.extra_repr()}) {[(str(x.dtype), list(x.shape)) for x in inputs]}"
 
 
 def _run(layer: nn.Module, inputs: Sequence[Tensor]) -> None:
@@ -125,7 +125,7 @@ def model_change(model: nn.Module, other: nn.Module, cost: str, inputs: Tensor) 
 
 
 def damage(model: nn.Module, other: nn.Module, batches: Sequence[Tensor]) -> float:
-    """``||y' - y||^2 / ||y - mean(y)||^2`` over the models' outputs y and y'; BAD where that is NaN."""
+    """``||y' - y||^2 / ||y - mean(y)||^2`` over the models' outputs y and y'; at most BAD, which NaN is too."""
     exact = _outputs(model, batches)
     return _relative(_outputs(other, batches), exact)
 
@@ -150,11 +150,16 @@ def damages(
 
 def _outputs(model: nn.Module, batches: Sequence[Tensor]) -> list[Tensor]:
     with evaluating(model):
-        return [main_output(model(x)).float().flatten(0, -2) for x in batches]
+        return [_rows(main_output(model(x)).float()) for x in batches]
+
+
+def _rows(y: Tensor) -> Tensor:
+    return y.flatten(0, -2) if y.dim() > 1 else y.reshape(-1, 1)
 
 
 def _relative(found: Sequence[Tensor], exact: Sequence[Tensor]) -> float:
     mean = torch.cat([*exact]).mean(0)
-    whole = sum(float((y - mean).square().sum()) for y in exact)
-    wrong = sum(float((a - b).square().sum()) for a, b in zip(found, exact, strict=True))
-    return wrong / max(whole, 1e-30) if wrong == wrong else BAD
+    whole = sum(float((y - mean).double().square().sum()) for y in exact)
+    wrong = sum(float((a - b).double().square().sum()) for a, b in zip(found, exact, strict=True))
+    share = wrong / max(whole, 1e-30)
+    return min(share, BAD) if share == share else BAD

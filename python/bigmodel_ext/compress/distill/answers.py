@@ -30,9 +30,9 @@ from bigmodel_ext.compress.distill.cache import (
     read_index,
     spans,
 )
-from bigmodel_ext.compress.distill.capture import capture, resting, unwrapped
+from bigmodel_ext.compress.distill.capture import capture, unwrapped
 from bigmodel_ext.compress.distill.losses import full
-from bigmodel_ext.train.loop import NonFiniteLossError
+from bigmodel_ext.train.loop import NonFiniteLossError, evaluating
 
 
 def cache_logits(
@@ -107,7 +107,7 @@ def _answers(
     for first, last in spans(start, stop, batch_size):
         part = batch(inputs, first, last)
         hashed(sha, part)
-        with resting(teacher):
+        with evaluating(teacher):
             logits = full(capture(teacher, (index["output"],), part, "teacher")[index["output"]])
         if not bool(torch.isfinite(logits).all()):
             raise NonFiniteLossError(f"the teacher's answers to examples {first} to {last - 1} hold NaN or infinity")

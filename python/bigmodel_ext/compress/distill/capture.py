@@ -10,12 +10,11 @@ from __future__ import annotations
 import contextlib
 import difflib
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 _NAME = re.compile(r"(?P<fqn>[^\[\]:]*)(?P<input>:input)?(?P<items>(\[[^\[\]]+\])*)")
@@ -164,17 +163,3 @@ def capture_with(model: nn.Module, names: Iterable[str], run: Any, who: str = "m
         if len(seen[name]) != 1:
             raise ValueError(f"the {who}'s {name!r} must be called once in a forward pass, got {len(seen[name])} calls")
     return {name: read(seen[name][0], name, who) for name in names}
-
-
-@contextlib.contextmanager
-def resting(model: nn.Module) -> Iterator[None]:
-    """Eval mode and no gradients; afterwards each submodule is in the mode it was in."""
-    trained = [module for module in model.modules() if module.training]
-    try:
-        if trained:
-            model.eval()
-        with torch.no_grad():
-            yield
-    finally:
-        for module in trained:
-            module.training = True

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bigmodel_ext.compress.distill.capture import capture, find, resting
+from bigmodel_ext.compress.distill.capture import capture, find
 from bigmodel_ext.compress.distill.pairs import Logits, PairLoss, Similarity
 from bigmodel_ext.compress.distill.terms import Labels, Step
-from bigmodel_ext.train.loop import NonFiniteLossError
+from bigmodel_ext.train.loop import NonFiniteLossError, evaluating
 
 Pair = Callable[[Tensor, Tensor], Tensor]
 Pairs = Mapping[tuple[str, str], "Pair | Sequence[Pair]"]
@@ -122,7 +122,7 @@ class DistillationLoss(nn.Module):
         """What the teacher says, by its names."""
         if self.teacher is None or not self._pairs:
             return {}
-        with resting(self.teacher):
+        with evaluating(self.teacher):
             known = capture(self.teacher, self._teacher_names, inputs, "teacher")
         for name, value in known.items():
             if not bool(torch.isfinite(value).all()):

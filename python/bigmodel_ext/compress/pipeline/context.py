@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +20,7 @@ from bigmodel_ext.train.loop import Batches, Examples, Loss, OnStep, TrainConfig
 from bigmodel_ext.train.progress import Progress
 
 Make = Callable[[], nn.Module]
+_ATTEMPT = re.compile(r"attempt-\d+-[a-z]+-\d+\.safetensors")
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,8 @@ class Context:
     augment: Mapping[str, float]
     cost: str  # "latency" or "bytes"
     target: float | None  # seconds or bytes
-    calibration: Sequence[Tensor]  # input batches; the first is what latencies are measured with
+    calibration: Sequence[Tensor]  # input batches
+    example: Tensor  # the batch that latencies are measured with
     seed: int
     journal: Journal
     folder: Path | None
@@ -91,7 +94,7 @@ class Context:
         """Make a model and score it, or recall what an earlier run found; one that keeps the budget is saved, so that
         it need not be made again. key: tells it from others, where the setting does not."""
         self._count += 1
-        file = None if self.folder is None else self.folder / f"{self._step}-{self._count}.safetensors"
+        file = None if self.folder is None else self.folder / f"attempt-{self._step}-{self._count}.safetensors"
         made: list[nn.Module] = []
 
         def score() -> float:
@@ -148,8 +151,9 @@ class Context:
         return Stage(name, before.model, before.fresh, unchanged, before.score, tuple(attempts))
 
     def clean(self) -> None:
-        """Remove the attempts' models: the run is complete."""
+        """Remove the attempts' models, and nothing else that the folder may hold: the run is complete."""
         if self.folder is not None:
-            for file in self.folder.glob("*-*.safetensors"):
-                with contextlib.suppress(FileNotFoundError):
-                    file.unlink()
+            for file in self.folder.glob("*.safetensors"):
+                if _ATTEMPT.fullmatch(file.name):
+                    with contextlib.suppress(FileNotFoundError):
+                        file.unlink()

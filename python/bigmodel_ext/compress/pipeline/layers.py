@@ -11,6 +11,7 @@ from typing import Any
 from torch import nn
 
 from bigmodel_ext import convert
+from bigmodel_ext.compress.calibrate import already_converted
 from bigmodel_ext.compress.controller import tables
 from bigmodel_ext.compress.controller.build import Builder, fits, is_in
 from bigmodel_ext.compress.controller.forms import DENSE, Form
@@ -28,11 +29,12 @@ def run(context: Context, step: ChooseLayers, before: Stage) -> Stage:
     model = before.model
     layers = convert.convertible(model, step.filter_fn, KINDS)
     if not layers:
-        raise ValueError("the model has no linear or Conv2d layer that can be exchanged, or filter_fn chose none")
+        none = "the model has no linear or Conv2d layer that can be exchanged, or filter_fn chose none"
+        raise ValueError(none + already_converted(model))
     builder = Builder(model, layers, context.forward_loop)
     forms = {fqn: _forms(step, fqn, layer) for fqn, layer in layers.items()}
     points = _points(context, model, layers, forms, builder)
-    whole = tables.model_cost(model, context.cost, context.calibration[0], context.recall)
+    whole = tables.model_cost(model, context.cost, context.example, context.recall)
     fixed = max(0.0, whole - sum(p.cost for own in points.values() for p in own if p.form == DENSE))
     best: list[tuple[float, Tried]] = []
 
@@ -82,7 +84,7 @@ def _points(
     if context.cost == "bytes":
         costs = context.recall("bytes", lambda: tables.byte_costs(layers, forms, builder))
     else:
-        costs = tables.latency_costs(model, layers, forms, builder, context.calibration[0], context.recall)
+        costs = tables.latency_costs(model, layers, forms, builder, context.example, context.recall)
     harm = context.recall("damages", lambda: tables.damages(model, forms, builder, context.calibration))
     return {
         fqn: [Point(f, c, d) for f, c, d in zip(own, costs[fqn], harm[fqn], strict=True)] for fqn, own in forms.items()

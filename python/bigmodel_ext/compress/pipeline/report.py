@@ -33,14 +33,16 @@ class Report:
         return "\n".join(lines)
 
     def write(self, folder: str | Path) -> None:
-        """report.json, report.md and, where layers were chosen, pareto.png (needs matplotlib)."""
+        """report.json, report.md and, where layers were chosen, pareto.png (needs matplotlib), in a folder that is
+        created if need be."""
         from bigmodel_ext.compress import plots
 
         folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
         (folder / "report.json").write_text(json.dumps(self.data, indent=2, allow_nan=False) + "\n")
         (folder / "report.md").write_text(self.markdown())
         for stage in self.data["stages"]:
-            if stage["details"].get("trials"):
+            if stage["details"].get("layers"):
                 plots.pareto(stage["details"], self.data["budget"], folder / "pareto.png")
 
 
@@ -49,7 +51,7 @@ HEADER = ("step", "score", "size", "smaller", "latency", "faster", "setting")
 
 def summary(context: Context, stages: Sequence[Stage]) -> Report:
     """Every stage measured side by side, in one process, on one thread."""
-    batch = context.calibration[0]
+    batch = context.example
     names = [f"{i} {stage.name}" for i, stage in enumerate(stages)]
     timed = context.journal.recall(
         "latencies",

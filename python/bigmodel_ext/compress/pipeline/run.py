@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,7 @@ from bigmodel_ext.train.loop import Batches, Examples, Loss
 from bigmodel_ext.train.progress import Progress, Silent
 
 COSTS = ("latency", "bytes")
-CALIBRATION = 256  # examples that calibration looks at, besides those that latencies are measured with
+CALIBRATION = 256  # examples that calibration looks at
 JOURNAL_FILE = "journal.jsonl"
 
 _RUNNERS: Mapping[type, Callable[[Context, Any, Stage], Stage]] = {
@@ -88,7 +88,8 @@ def compress(
     Args:
         model: any module that maps a batch of inputs to a tensor (or to something with `logits`); it is not changed.
         train_loader: batches (inputs, targets), iterated again and again (a DataLoader, say), or
-            :class:`train.loop.Examples`. Without training steps only its inputs are used, for calibration.
+            :class:`train.loop.Examples`. Without training steps only its inputs are used, for calibration; steps that
+            train need its length. Who shuffles by a generator of their own should seed it alike when a run is resumed.
         validation_fn: validation_fn(model) -> float, higher is better, on data that training does not see.
         max_drop, drop_type: see :class:`compress.controller.Budget`.
         constraints: {"latency": seconds} or {"bytes": number}: what to make as small as the budget allows; with a value
@@ -108,26 +109,29 @@ def compress(
 
     Raises:
         TypeError, ValueError: an argument is not as above; an order of steps can't work (the message says why);
-            validation_fn returned NaN; calibration never reached a layer; `folder` holds another run's state.
+            validation_fn returned NaN, or changed the model; calibration never reached a layer; `folder` holds another
+            run's state.
         NonFiniteLossError: a training loss became NaN or infinite.
     """
     budget = Budget(validation_fn, max_drop, drop_type)
     check_order(steps)
     cost, wanted = _constraint(constraints)
     original = copy.deepcopy(model).eval()
-    calibration = _calibration(train_loader, example_inputs)
+    _check_loader(train_loader, steps)
+    calibration = _calibration(train_loader, seed)
+    example = calibration[0] if example_inputs is None else example_inputs
     path = None if folder is None else usable_folder(Path(folder))
     about = {
         "model": _digest(original), "max_drop": max_drop, "drop_type": drop_type, "seed": seed,
         "constraints": {cost: wanted}, "steps": [_told(step) for step in steps],
-        "augment": _told(augment), "example_inputs": list(calibration[0].shape),
+        "augment": _told(augment), "example_inputs": list(example.shape),
     }  # fmt: skip
     journal = Journal(None if path is None else path / JOURNAL_FILE, about)
     context = Context(
-        budget, train_loader, loss or Distillation(original), augment or {}, cost, None, calibration, seed, journal,
-        path, progress or Silent(),
+        budget, train_loader, loss or Distillation(original), augment or {}, cost, None, calibration, example, seed,
+        journal, path, progress or Silent(),
     )  # fmt: skip
-    context.baseline = float(journal.recall("baseline", lambda: budget.score(original)))
+    context.baseline = float(journal.recall("baseline", lambda: _baseline(budget, original)))
     context.target = _target(context, original, wanted)
 
     def fresh() -> nn.Module:
@@ -146,6 +150,14 @@ def compress(
     ]
     last = stages[-1]
     return Result(last.model, plan, report, last.fresh, tuple(stages))
+
+
+def _baseline(budget: Budget, original: nn.Module) -> float:
+    before = _digest(original)
+    score = budget.score(original)
+    if _digest(original) != before:
+        raise ValueError("validation_fn changed the model that it was given: its weights or buffers are other ones now")
+    return score
 
 
 def _plan(stage: Stage) -> dict[str, Any]:
@@ -173,27 +185,38 @@ def _target(context: Context, original: nn.Module, wanted: float | str | None) -
     def whole() -> float:
         if context.cost == "bytes":
             return float(measure.state_bytes(original))
-        timed = measure.latencies({"original": original}, context.calibration[0])
+        timed = measure.latencies({"original": original}, context.example)
         return 1e-3 * timed["original"]["latency_ms"]
 
     return float(wanted.removesuffix("%")) / 100 * float(context.journal.recall("original's cost", whole))
 
 
-def _calibration(data: Batches | Examples, example_inputs: Tensor | None) -> list[Tensor]:
-    """Batches of inputs, the one for latencies first."""
+def _check_loader(data: Batches | Examples, steps: Sequence[Step]) -> None:
+    if isinstance(data, Iterator):
+        raise TypeError(f"train_loader must be iterable again and again, got a {type(data).__name__}")
+    if isinstance(data, Examples) or all(getattr(step, "train", None) is None for step in steps):
+        return
+    try:
+        len(data)
+    except TypeError as error:
+        raise TypeError(f"train_loader must have a length for steps that train: {error}") from error
+
+
+def _calibration(data: Batches | Examples, seed: int) -> list[Tensor]:
+    """Batches of inputs; a loader that shuffles by torch's generator gives the same in each run."""
     if isinstance(data, Examples):
-        found: list[Tensor] = list(data.inputs[:CALIBRATION].split(64))
-    else:
-        found, seen = [], 0
+        return list(data.inputs[:CALIBRATION].split(64))
+    found, seen = list[Tensor](), 0
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
         for batch in data:
-            inputs = _inputs(batch)
-            found.append(inputs)
-            seen += len(inputs)
+            found.append(_inputs(batch))
+            seen += len(found[-1])
             if seen >= CALIBRATION:
                 break
     if not found:
         raise ValueError("train_loader must yield at least one batch, got none")
-    return found if example_inputs is None else [example_inputs, *found]
+    return found
 
 
 def _inputs(batch: Any) -> Tensor:

@@ -28,6 +28,17 @@ class Distill:
     loss: Callable[[nn.Module], Loss] | None = None
     name = "student"
 
+    def __post_init__(self) -> None:
+        if not self.students:
+            raise ValueError("students must name at least one, got none")
+
+
+# Arguments of the pruner that the step gives itself.
+_SET = (
+    "model", "example_inputs", "importance", "pruning_ratio", "pruning_ratio_dict", "global_pruning", "target_macs",
+    "iterative_steps",
+)  # fmt: skip
+
 
 @dataclass(frozen=True)
 class PruneStructure:
@@ -40,7 +51,8 @@ class PruneStructure:
         importance: the pruner's; by default the layers that follow are fitted to what they gave before.
         trials: at most this many combinations are tried.
         share: of max_drop, in (0, 1]: what this step may use up, so that something is left for those after it.
-        keywords: more arguments of the pruner: ignored_layers, round_to, granularity, heads, ...
+        keywords: more arguments of the pruner: ignored_layers, round_to, granularity, heads, ...; layers by name, as it
+            works on copies of the model.
     """
 
     ratios: tuple[float, ...] = (0.25, 0.5, 0.75)
@@ -54,6 +66,9 @@ class PruneStructure:
     def __post_init__(self) -> None:
         if not self.ratios or not all(0.0 < ratio < 1.0 for ratio in self.ratios):
             raise ValueError(f"ratios must be in (0, 1), got {self.ratios}")
+        taken = ", ".join(name for name in self.keywords if name in _SET)
+        if taken:
+            raise ValueError(f"keywords can't hold {taken}: the step sets it")
         if not 0.0 < self.share <= 1.0:
             raise ValueError(f"share must be in (0, 1], got {self.share}")
         if self.trials < 1:
@@ -70,7 +85,8 @@ class ChooseLayers:
         train: each combination that is tried is pruned gradually during this much training; None: it is pruned at once,
             and the weights that stay are reconstructed on calibration data.
         trials: at most this many combinations are tried.
-        filter_fn: filter_fn(module, fqn) -> bool: which layers may change; default: all linear and Conv2d layers.
+        filter_fn: filter_fn(module, fqn) -> bool: which layers may change; default: all linear and Conv2d layers. The
+            modules are a copy's: choose by name or class, not by identity.
         prune_fn: prune_fn(module, fqn) -> bool: which of these may also be pruned; default: all.
     """
 
@@ -93,13 +109,17 @@ class Quantize:
     Args:
         config: says the method.
         keep_float: shares of layers, largest output error first, that stay float: tried in this order.
-        filter_fn: filter_fn(module, fqn) -> bool: which layers may change.
+        filter_fn: filter_fn(module, fqn) -> bool: which layers may change; as of ChooseLayers.
     """
 
     config: WeightConfig
     keep_float: tuple[float, ...] = (0.0, 0.25, 0.5)
     filter_fn: Filter | None = None
     name = "quantized"
+
+    def __post_init__(self) -> None:
+        if not self.keep_float or not all(0.0 <= share <= 1.0 for share in self.keep_float):
+            raise ValueError(f"keep_float must be shares in [0, 1], got {self.keep_float}")
 
 
 Step = Distill | PruneStructure | ChooseLayers | Quantize

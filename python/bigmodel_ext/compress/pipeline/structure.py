@@ -38,7 +38,7 @@ def run(context: Context, step: PruneStructure, before: Stage) -> Stage:
             best[:] = [(cost, tried)]
         return tried.score
 
-    whole = tables.model_cost(model, context.cost, context.calibration[0], context.recall)
+    whole = tables.model_cost(model, context.cost, context.example, context.recall)
     search = Search(points, score, context.within, target=context.target, trials=step.trials, fixed=whole)
     found = search.run()
     attempts = tuple(Attempt(told(t.forms), t.score, t.kept) for t in found.trials)
@@ -57,7 +57,7 @@ def told(ratios: Ratios) -> str:
 def _pruner(context: Context, step: PruneStructure, model: nn.Module, ratios: Ratios) -> Any:
     keywords = {"forward_loop": context.forward_loop, **step.keywords}
     return StructuredPruner(
-        model, context.calibration[0], step.importance, 0.0, {n: r for n, r in ratios.items() if r}, **keywords
+        model, context.example, step.importance, 0.0, {n: r for n, r in ratios.items() if r}, **keywords
     )
 
 
@@ -73,7 +73,7 @@ def _point(context: Context, step: PruneStructure, model: nn.Module, name: str, 
     def measured() -> list[float]:
         smaller = copy.deepcopy(model)
         _pruner(context, step, smaller, {name: ratio}).step()
-        change = tables.model_change(model, smaller, context.cost, context.calibration[0])
+        change = tables.model_change(model, smaller, context.cost, context.example)
         return [change, tables.damage(model, smaller, context.calibration)]
 
     cost, damage = context.recall(f"{name} {ratio}", measured)

@@ -111,7 +111,7 @@ def reconstruct_(
 
     Raises:
         ValueError: an argument is none of those above; a layer would be emptied, was never reached, had no rows or
-            NaN inputs, or is a convolution with padding other than zeros; the model is then as it was.
+            NaN inputs, or is a convolution that pads with something else than zeros; the model is then as it was.
         TypeError: a ratio is not a number.
     """
     for name, value, allowed in (
