@@ -55,6 +55,7 @@ def test_what_a_model_keeps_of_a_call_can_be_trained_with():
     assert model.layer.weight.grad is not None
 
 
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
 @pytest.mark.parametrize(("kernel", "dilation"), [(3, 1), (4, 1), (2, 3)])
 def test_moments_of_convolutions_that_keep_their_size(kernel, dilation):
     torch.manual_seed(0)
