@@ -55,6 +55,7 @@ def test_what_a_model_keeps_of_a_call_can_be_trained_with():
     assert model.layer.weight.grad is not None
 
 
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
 @pytest.mark.parametrize(("kernel", "dilation"), [(3, 1), (4, 1), (2, 3)])
 def test_moments_of_convolutions_that_keep_their_size(kernel, dilation):
     torch.manual_seed(0)
@@ -65,3 +66,18 @@ def test_moments_of_convolutions_that_keep_their_size(kernel, dilation):
     torch.testing.assert_close(power, conv(X).detach().square().sum(1).mean())
     valid = nn.Conv2d(3, 4, kernel, padding="valid", dilation=dilation)
     assert second_moments(nn.Sequential(valid), lambda m: m(X), {"0": valid})["0"].isfinite().all()
+
+
+def test_an_input_by_keyword_is_refused_with_the_layers_name():
+    class Named(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(6, 6)
+
+        def forward(self, x):
+            return self.layer(input=x)
+
+    model = Named()
+    with pytest.raises(ValueError, match="layer is called with its input by keyword"):
+        observe(model, lambda m: m(X), {"layer": model.layer}, lambda *seen: None)
+    assert not model.layer._forward_hooks

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 from bigmodel_ext import load_model
-from bigmodel_ext.compress import job, measure, reload
+from bigmodel_ext.compress import job, measure, output, reload
 from bigmodel_ext.compress.job import compress
 from bigmodel_ext.nn import Int8Linear, Int8SparseLinear
 from bigmodel_ext.train import tasks
@@ -104,12 +104,15 @@ def test_a_killed_run_goes_on_and_ends_the_same(tmp_path, monkeypatch):
     trained = []
     fit = job.fit
     monkeypatch.setattr(job, "fit", lambda *a, **k: trained.append(1) or fit(*a, **k))
+    (tmp_path / "state" / "notes.txt").write_text("the user's")
     second = compress(task, tmp_path / "out", **options, state=tmp_path / "state")
     assert not trained, "the teacher was trained again"
     assert [stage["setting"] for stage in second["stages"]] == [stage["setting"] for stage in first["stages"]]
     one, two = (load_file(folder / "model.safetensors") for folder in (whole, tmp_path / "out"))
     assert one.keys() == two.keys()
     assert all(torch.equal(one[name], two[name]) for name in one)
+    assert [file.name for file in (tmp_path / "state").iterdir()] == ["notes.txt"]
+    output.remove_files(tmp_path / "state", "notes.txt", "another")
     assert not (tmp_path / "state").exists()
 
 

@@ -56,12 +56,15 @@ def observe(model: nn.Module, forward_loop: ForwardLoop, layers: Mapping[str, nn
     of one of the layers. The model's mode is restored and nothing stays on it, whatever is raised.
 
     Raises:
-        ValueError: the loop never reached some of the layers; the message names them.
+        ValueError: the loop never reached some of the layers, or a layer is called with its input by keyword; the
+            message names them.
     """
     reached: set[str] = set()
 
     def seen(fqn: str, layer: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
         reached.add(fqn)
+        if not args:  # a converted layer's argument may have another name
+            raise ValueError(f"{fqn} is called with its input by keyword: it must be the first positional argument")
         observer(fqn, layer, args[0].detach(), output.detach())
 
     hooks = [layer.register_forward_hook(partial(seen, fqn)) for fqn, layer in layers.items()]

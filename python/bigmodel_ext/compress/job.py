@@ -46,7 +46,8 @@ def compress(
 
     Args:
         cost: what to make as small as the budget allows: "latency" or "bytes".
-        state: a folder to keep the run's state in, so that a killed one goes on where it was; emptied at the end.
+        state: a folder to keep the run's state in, so that a killed one goes on where it was; its files are
+            removed at the end.
 
     Returns:
         the report, as in report.json.
@@ -99,7 +100,7 @@ def compress(
         report.write(results, task.metric.show, folder)
         plots.write(results, task.metric.show, folder)
     if state is not None:
-        output.remove_folder(state)
+        output.remove_files(state, TEACHER_FILE, pipeline.JOURNAL_FILE)
     return results
 
 
