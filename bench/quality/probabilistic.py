@@ -5,7 +5,8 @@ layer (a share of its weights' standard deviation), one for each row (a share of
 three counts, by each metric. "fixed width" has a grid of b bits for each row and no coder. Compared on the test data,
 over all seeds: KL(float model || quantized), the share of examples (or characters) answered as the float model does,
 loss and accuracy. Those two may be worse than the best peer's by one standard error of the difference, examples paired:
-where nearly all answers are the float model's, the rest is luck.
+where nearly all answers are the float model's, the rest is luck. A seed is another trained model on digits; on text it
+is other calibration data, chance and test data for the same model.
 """
 
 from __future__ import annotations
