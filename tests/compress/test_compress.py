@@ -5,6 +5,7 @@ import math
 import subprocess
 import sys
 import textwrap
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -107,6 +108,24 @@ def test_a_target_is_reached_with_the_least_damage(model):
     short = compress(model, _loader(), validation, max_drop=0.3, constraints={"bytes": 10}, steps=[STEP]).report
     assert not short.data["cost"]["met"]
     assert "NOT reached" in short.markdown()
+
+
+def test_a_model_that_returns_an_object_with_logits(model):
+    class Wrapped(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = copy.deepcopy(model)
+
+        def forward(self, x):
+            return SimpleNamespace(logits=self.net(x), hidden=None)
+
+    result = compress(
+        Wrapped(), _loader(), lambda m: validation(lambda x: m(x).logits), max_drop=0.05,
+        constraints={"bytes": None}, steps=[TRAINED],
+    )  # fmt: skip
+    first, last = result.report.data["stages"]
+    assert last["bytes"] < first["bytes"] / 2
+    assert validation(lambda x: result.model(x).logits) == last["score"]
 
 
 def test_bits_are_found_per_layer(model):

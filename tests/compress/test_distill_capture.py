@@ -55,8 +55,9 @@ def test_mappings_in_and_out():
     got = capture(model, ["[logits]", "[states][1]", "layer"], {"ids": ids, "scale": 3.0})
     assert torch.equal(got["[states][1]"], got["layer"])
     assert torch.equal(got["[logits]"], 2 * got["layer"])
-    with pytest.raises(ValueError, match=r"the model's '' is a dict of logits, states, not a tensor"):
-        capture(model, [""], {"ids": ids, "scale": 3.0})
+    assert torch.equal(capture(model, [""], {"ids": ids, "scale": 3.0})[""], got["[logits]"])
+    with pytest.raises(ValueError, match=r"the model's '\[states\]' is a tuple of 2, not a tensor"):
+        capture(model, ["[states]"], {"ids": ids, "scale": 3.0})
     with pytest.raises(ValueError, match=r"'\[states\]\[2\]' has no item \[2\] in a tuple of 2"):
         capture(model, ["[states][2]"], {"ids": ids, "scale": 3.0})
 

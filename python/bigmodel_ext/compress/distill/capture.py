@@ -100,7 +100,7 @@ def _copies(value: Any) -> Any:
 
 
 def read(value: Any, name: str, who: str) -> Tensor:
-    """The tensor that the items in `name` choose from a module's output (or input).
+    """The tensor that the items in `name` choose from a module's output (or input); `logits` of what has them.
 
     Raises:
         ValueError: there is no such item; or it is no tensor, and the message says what it is.
@@ -110,9 +110,12 @@ def read(value: Any, name: str, who: str) -> Tensor:
             value = getattr(value, item) if isinstance(item, str) and hasattr(value, item) else value[item]
         except (LookupError, TypeError, AttributeError) as error:
             raise ValueError(f"the {who}'s {name!r} has no item [{item}] in {_told(value)}") from error
-    if not isinstance(value, Tensor):
+    if isinstance(value, Tensor):
+        return value
+    logits = value.get("logits") if isinstance(value, Mapping) else getattr(value, "logits", None)
+    if not isinstance(logits, Tensor):
         raise ValueError(f"the {who}'s {name!r} is {_told(value)}, not a tensor: choose an item, as in '{name}[0]'")
-    return value
+    return logits
 
 
 def _told(value: Any) -> str:
