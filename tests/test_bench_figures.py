@@ -92,7 +92,7 @@ def test_readme_text_around_the_figures_stays(tmp_path, monkeypatch):
     assert text.startswith(f"first\n{readme.QUALITY_BEGIN}\n")
     assert f"before\n{readme.BEGIN}\n\nSome CPU" in text
     assert text.endswith(f"{readme.END}\nafter\n")
-    assert "old" not in text
+    assert "\nold\n" not in text
 
 
 def test_quality_rows_are_kept_and_misses_stand_in_bold(tmp_path):

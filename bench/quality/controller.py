@@ -24,11 +24,14 @@ from bench.quality._row import Row
 
 MAX_DROP = 0.01
 FORMS = forms(("int8", "sparse", "int8_sparse"), RATIOS)
-STRUCTURE = (0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875)
+EIGHTHS = (0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875)  # shares of structure that may go
+QUARTERS = EIGHTHS[1::2]
 TRIALS = 24
 
 
-def _uniform(model: nn.Module, batches: list[Tensor], budget: Budget, prunable: set[str]) -> dict[str, nn.Module]:
+def _uniform(
+    model: nn.Module, batches: list[Tensor], budget: Budget, prunable: set[str], shares: tuple[float, ...]
+) -> dict[str, nn.Module]:
     """Every uniform model within the budget, by name: each share of structure removed, with each form on all layers;
     those that may not be pruned in the dense form of the same numbers (int8 or float)."""
     baseline, found = budget.score(model), {}
@@ -37,7 +40,7 @@ def _uniform(model: nn.Module, batches: list[Tensor], budget: Budget, prunable: 
         for x in batches:
             m(x)
 
-    for share in (0.0, *STRUCTURE):
+    for share in (0.0, *shares):
         smaller = copy.deepcopy(model)
         if share:
             StructuredPruner(smaller, batches[0], "reconstruction", share, forward_loop=forward_loop).step()
@@ -65,7 +68,12 @@ def _exchanged(model: nn.Module, chosen: Mapping[str, Form], builder: Builder) -
     return model.eval()
 
 
-def _rows(name: str, task_name: str, model: nn.Module, data: Data, batch: Tensor, calibration: int) -> Iterator[Row]:
+def _rows(
+    task_name: str, trained: tuple[nn.Module, Data], example: int, calibration: int, shares: tuple[float, ...]
+) -> Iterator[Row]:
+    """`example`, `calibration`: how many examples latencies are measured with, and weights reconstructed on."""
+    model, data = trained
+    batch = data.train.inputs[:example]
     task = get(task_name)
     train = Examples(data.train.inputs[:calibration], data.train.targets[:calibration])
     budget = Budget(lambda m: task.metric(m, data.validation), MAX_DROP, task.drop_type)
@@ -73,22 +81,20 @@ def _rows(name: str, task_name: str, model: nn.Module, data: Data, batch: Tensor
     result = compress(
         model, train, budget.validation_fn, max_drop=MAX_DROP, drop_type=task.drop_type, example_inputs=batch,
         steps=[
-            PruneStructure(STRUCTURE, trials=TRIALS),
+            PruneStructure(shares, trials=TRIALS),
             ChooseLayers(FORMS, trials=TRIALS, prune_fn=lambda m, fqn: task.prunable(fqn)),
         ],
     )  # fmt: skip
     batches = [batch, *train.inputs.split(64)]
-    uniform = _uniform(model, batches, budget, prunable)
+    uniform = _uniform(model, batches, budget, prunable, shares)
     timed = measure.latencies({"original": model, "ours": result.model, **uniform}, batch, rounds=31)
     best = min(uniform, key=lambda form: timed[form]["latency_ms"])
     yield Row(
-        f"{name}, budget {MAX_DROP:g} {task.drop_type}", "latency, ms", timed["ours"]["latency_ms"],
+        f"{task_name}, budget {MAX_DROP:g} {task.drop_type}", "latency, ms", timed["ours"]["latency_ms"],
         f"uniform: {best}", timed[best]["latency_ms"], factor=0.8,
     )  # fmt: skip
 
 
 def rows() -> Iterator[Row]:
-    model, data = digits_vit()
-    yield from _rows("digits ViT", "digits", model, data, data.train.inputs[:256], 256)
-    model, data = text_transformer()
-    yield from _rows("text transformer", "text", model, data, data.train.inputs[:8], 48)
+    yield from _rows("digits", digits_vit(), 256, 256, EIGHTHS)
+    yield from _rows("text", text_transformer(), 8, 48, QUARTERS)
