@@ -10,7 +10,7 @@ OP_TESTS := tests/test_quantize_rows.py tests/test_int8_mm.py tests/test_int8_li
   tests/test_block_layers.py tests/test_ising.py
 SOURCES := $(shell find csrc python -type f -not -name '*.pyc' 2>/dev/null) CMakeLists.txt pyproject.toml
 
-.PHONY: demo build test gpu-check figures test-isa test-long test-install test-wheel asan bench plot lint format hooks clean
+.PHONY: demo build test gpu-check figures quality test-isa test-long test-install test-wheel asan bench plot lint format hooks clean
 .DELETE_ON_ERROR:
 
 # Torch first and pinned: a plain `torch` pulls gigabytes of CUDA on Linux.
@@ -88,6 +88,12 @@ plot: build $(VENV)/.peers
 
 figures: build
 	$(BIN)/python -m bench.readme
+
+# Accuracy, size and error against peers, minutes a section: QUALITY_ARGS="oneshot structural". Only HQQ's solver is used.
+quality: build $(VENV)/.peers
+	$(BIN)/pip install --quiet --disable-pip-version-check termcolor
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation hqq
+	$(BIN)/python -m bench.quality $(QUALITY_ARGS)
 
 # For a machine with a GPU: uses PYTHON's own torch and downloads nothing. GPU_CHECK_ARGS=--dry-run needs no GPU.
 RESULTS_DIR ?= runs/gpu-check

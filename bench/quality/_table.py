@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 import statistics
 from collections.abc import Collection
 from pathlib import Path
@@ -51,6 +52,11 @@ def write(section: str, rows: Collection[Row], path: Path = FILE) -> None:
                 )  # fmt: skip
 
 
+def _name(peer: str) -> str:
+    """Without the bits that it took, or what ratio was the best."""
+    return re.sub(r" \(\d[\d.]*\)$", "", peer).split(": ")[0]
+
+
 def markdown(path: Path = FILE) -> list[str]:
     """One line a section and peer: how many cases hold, and the median of ours over theirs."""
     found = read(path)
@@ -59,8 +65,8 @@ def markdown(path: Path = FILE) -> list[str]:
     lines = ["| method, peer | metric | cases that hold | ours over theirs, median |", "| --- | --- | --- | --- |"]
     for section, rows in found.items():
         lines.append(f"| **{TITLES.get(section, section)}** | | | |")
-        for peer, metric in dict.fromkeys((row.peer, row.metric) for row in rows):
-            own = [row for row in rows if (row.peer, row.metric) == (peer, metric)]
+        for peer, metric in dict.fromkeys((_name(row.peer), row.metric) for row in rows):
+            own = [row for row in rows if (_name(row.peer), row.metric) == (peer, metric)]
             held = sum(row.holds for row in own)
             count = f"{held} of {len(own)}" if held == len(own) else f"**{held} of {len(own)}**"
             sign = "at most" if own[0].lower_is_better else "at least"

@@ -164,6 +164,7 @@ def pareto(
             textcoords="offset points", ha="right", fontsize=8, color="#4d7a4d",
         )  # fmt: skip
         axes.xaxis.set_major_locator(MaxNLocator(6))
+        axes.margins(y=0.12)
         axes.set(xlabel=unit, ylabel=f"validation {metric}", title="What the controller tried")
         if show is not None:
             axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: show(y)))
