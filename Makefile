@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 TORCH ?= torch==2.13.0
 BIN := $(VENV)/bin
-OP_TESTS := tests/test_quantize_rows.py tests/test_int8_mm.py tests/test_int8_linear.py tests/test_int8_static.py tests/test_int8_weight_only_linear.py tests/test_binary_coded_linear.py tests/test_binary_coded_format.py tests/test_sparse_linear.py \
+OP_TESTS := tests/test_quantize_rows.py tests/test_int8_mm.py tests/test_int8_linear.py tests/test_int8_static.py tests/test_int8_weight_only_linear.py tests/test_binary_coded_linear.py tests/test_binary_coded_gradients.py tests/test_binary_coded_format.py tests/test_sparse_linear.py \
   tests/test_sparse_linear_input.py tests/test_int8_sparse_linear.py tests/test_fused_dropout.py \
   tests/test_fused_dropout_mask.py tests/test_fused_dropout_norm.py tests/test_philox.py tests/test_formats.py tests/test_int8_conv2d.py \
   tests/test_sparse_conv2d.py tests/test_block_sparse_linear.py tests/test_semi_sparse_linear.py tests/test_block_formats.py \

@@ -10,6 +10,7 @@ from bigmodel_ext import functional as F
 from bigmodel_ext._checks import INT8_MAX_K
 from bigmodel_ext.formats import binary_coded as format
 from bigmodel_ext.functional import binary_coded_linear
+from binary_cases import make
 from shapes import MNK, RANDOM
 from tolerances import assert_as_accurate, terms
 from torch import nn
@@ -18,20 +19,6 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 BIAS_DTYPES = (None, torch.float32, torch.bfloat16, torch.float16, torch.float64)
 GROUPS = (8, 16, 24, 32, 64, 104, 128, 256, 264, 1024)  # about the words of 16 inputs and the int16 sums of 256
 SHAPES = [*MNK, *RANDOM[::5]]
-
-
-def codes(n, k, bits, group_size):
-    """signs and alpha."""
-    spins = torch.randint(0, 2, (n, bits, k), dtype=torch.int8) * 2 - 1
-    return format.pack(spins), (torch.randn(n, -(-k // group_size), bits) * 0.02).half()
-
-
-def make(m, n, k, bits=3, group_size=64, dtype=torch.float32, bias_dtype=torch.float32):
-    """x, packed, scales, bias, out_features, group_size: the raw op's arguments."""
-    x = (torch.randn(m, k) * torch.logspace(-3, 3, m)[:, None]).to(dtype)
-    signs, alpha = codes(n, k, bits, group_size)
-    bias = None if bias_dtype is None else torch.randn(n).to(bias_dtype)
-    return x, format.to_panels(signs, k, group_size), format.scales_to_panels(alpha), bias, n, group_size
 
 
 def ours(*args):
@@ -244,47 +231,6 @@ def test_bad_input(device):
             ours(*args)
     with pytest.raises(ValueError, match=r"x must have 51 features in its last dimension"):
         binary_coded_linear(x, packed, scales, bias, out_features=n, group_size=size, in_features=51)
-
-
-def test_gradients():
-    """x and bias through the decoded weight; the scales through the quantized x, which is what multiplies them."""
-    x, packed, scales, bias, n, size = make(5, 70, 50, 3, 24)
-    signs, alpha = format.from_panels(packed, n, 50, size), format.scales_from_panels(scales, n)
-    spins = format.unpack(signs, 50).double()
-    for activation in ("none", "gelu"):
-        leaves = [t.clone().requires_grad_() for t in (x, scales, bias)]
-        y = ours(leaves[0], packed, leaves[1], leaves[2], n, size, activation)
-        grad = torch.randn_like(y)
-        y.backward(grad)
-        q, scale = _reference.quantize_rows(x)
-        rounded = (q * scale[:, None]).double().requires_grad_()
-        wide_alpha, wide_bias = alpha.double().requires_grad_(), bias.double().requires_grad_()
-        weight = (wide_alpha.repeat_interleave(size, 1)[:, :50].transpose(1, 2) * spins).sum(1)
-        z = nn.functional.linear(rounded, weight, wide_bias)
-        _reference.activate(z, activation).backward(grad.double())
-        for got, want in (
-            (leaves[0].grad, rounded.grad),
-            (format.scales_from_panels(leaves[1].grad, n), wide_alpha.grad),
-            (leaves[2].grad, wide_bias.grad),
-        ):
-            torch.testing.assert_close(got.double(), want, rtol=2e-3, atol=1e-3 * want.abs().max().item())
-
-
-def test_fine_tuning_the_scales_lowers_the_loss():
-    linear, x = nn.Linear(64, 32), torch.randn(256, 64)
-    layer = bm.nn.BinaryCodedLinear.from_float(linear, bits=2, group_size=64)
-    target, best = linear(x).detach(), layer.scales.clone()
-    fitted = (layer(x) - target).square().mean().item()
-    layer.scales = (0.5 * best).requires_grad_()
-    losses = []
-    for _ in range(60):
-        loss = (layer(x) - target).square().mean()
-        (gradient,) = torch.autograd.grad(loss, [layer.scales])
-        with torch.no_grad():
-            layer.scales -= (0.2 * gradient.float()).half()
-        losses.append(loss.item())
-    assert losses[0] > 2 * fitted
-    assert losses[-1] < 1.05 * fitted
 
 
 def test_a_kernel_runs(isa):

@@ -39,7 +39,7 @@ from bigmodel_ext._epilogue import fuse_activation_
 from bigmodel_ext._explain import Explanation, LayerReport, explain
 from bigmodel_ext._fuse import fuse_dropout_
 from bigmodel_ext._masks import block_mask, largest_mask, magnitude_mask, square_block_mask, two_four_mask
-from bigmodel_ext._surgery import COMPRESSED, KEPT, Changes, Survey, device_of
+from bigmodel_ext._surgery import COMPRESSED, KEPT, Changes, Survey, device_of, nbytes
 
 Model = TypeVar("Model", bound=nn.Module)
 Filter = Callable[[nn.Module, str], bool]
@@ -208,6 +208,7 @@ __all__ = [
     "fuse_dropout_",
     "largest_mask",
     "magnitude_mask",
+    "nbytes",
     "quantize_",
     "reclass_",
     "sparsify_",

@@ -1,6 +1,7 @@
 """Models to prune in tests: all have units that nothing reads, if asked for, and batch norms that do something."""
 
 import torch
+from bigmodel_ext.compress.prune import StructuredPruner
 from bigmodel_ext.train.cnn import CNN, CNNConfig
 from bigmodel_ext.train.transformer import Transformer, TransformerConfig
 from bigmodel_ext.train.vit import ViT, ViTConfig
@@ -86,3 +87,33 @@ def assert_untouched(model, before):
     for name, (key, value, requires_grad) in tensors.items():
         assert (key, requires_grad) == (before[1][name][0], before[1][name][2]), name
         assert torch.equal(value, before[1][name][1]), name
+
+
+def calibration(name):
+    batches = [inputs(name) for _ in range(4)]
+
+    def loop(model):
+        for x in batches:
+            model(x)
+
+    return loop
+
+
+def groups_of(model, name, **arguments):
+    return StructuredPruner(model, inputs(name), **arguments)._graph.groups
+
+
+def silence(model, groups, share):
+    """Nothing reads some units of each group any more (the same ones of each of its blocks). Returns the number by
+    group."""
+    counts = {}
+    for group in groups.values():
+        per_block = group.size // group.blocks
+        gone = torch.randperm(per_block)[: int(share * per_block)].tolist()
+        units = [b * per_block + u for b in range(group.blocks) for u in gone]
+        counts[group.name] = len(units)
+        for s in group.slices:
+            if s.role == "in":
+                weight = model.get_submodule(s.fqn).weight.data
+                weight[:, [i for u in units for i in s.index[u]]] = 0.0
+    return counts

@@ -2,100 +2,22 @@
 
 import contextlib
 import copy
-import itertools
 
 import bigmodel_ext as bm
 import pytest
 import torch
 from bigmodel_ext.compress.calibrate import layers_of, second_moments
-from bigmodel_ext.compress.prune import MaskPruner, reconstruct_, scores, solve
+from bigmodel_ext.compress.prune import MaskPruner, reconstruct_, scores
 from bigmodel_ext.convert import largest_mask
 from bigmodel_ext.train.loop import evaluating
+from hidden import hidden_inputs
 from torch import nn
-
-
-def _inputs(rows, k, rank=None):
-    """Correlated, as hidden activations are; each call has other correlations."""
-    mixed = torch.randn(rows, rank or k) @ torch.randn(rank or k, k) / (rank or k) ** 0.5
-    return mixed + 0.2 * torch.randn(rows, k)
 
 
 def _images(count):
     """Smooth, with some noise."""
     coarse = torch.randn(count, 1, 2, 2) + 0.3 * torch.randn(count, 4, 2, 2)
     return nn.functional.interpolate(coarse, size=6, mode="bilinear") + 0.1 * torch.randn(count, 4, 6, 6)
-
-
-def _problem(n, k, rows=200):
-    x = _inputs(rows, k, max(1, k // 3)).double()
-    return torch.randn(n, k).double(), x.T @ x / rows
-
-
-def _share(gone, k):
-    return lambda score, first: largest_mask(
-        score, round(gone * (first + score.shape[1]) / k) - round(gone * first / k)
-    )
-
-
-def _exact(target, h, stay):
-    """The optimum of a row with these weights."""
-    v = torch.zeros_like(target)
-    v[stay] = torch.linalg.solve(h[stay][:, stay], (h @ target)[stay])
-    return v
-
-
-class TestSolve:
-    def test_least_squares_is_the_optimum_on_its_support(self):
-        target, h = _problem(6, 24)
-        stay = torch.rand(6, 24) < 0.5
-        stay[0], stay[1] = True, False
-        v = solve.least_squares(target, h, stay, steps=40)
-        torch.testing.assert_close(v, torch.stack([_exact(t, h, s) for t, s in zip(target, stay, strict=True)]))
-
-    @pytest.mark.parametrize("k", [5, 8])
-    def test_admm_is_near_the_best_of_all_masks(self, k):
-        found, best, greedy = 0.0, 0.0, 0.0
-        for seed in range(20):
-            torch.manual_seed(seed)
-            target, h = _problem(1, k)
-            kept = k // 2
-            stay = solve.admm(target, h, _share(k - kept, k))
-            assert int(stay.sum()) == kept
-            found += solve.error(solve.least_squares(target, h, stay), target, h)
-            masks = [torch.zeros(k, dtype=torch.bool).index_fill(0, torch.tensor(c), True)
-                     for c in itertools.combinations(range(k), kept)]  # fmt: skip
-            best += min(solve.error(_exact(target[0], h, m)[None], target, h) for m in masks)
-            by_size = largest_mask(target.abs(), k - kept)[0]
-            greedy += solve.error(_exact(target[0], h, by_size)[None], target, h)
-        assert best <= found * (1 + 1e-9)
-        assert found < 1.4 * best, f"{found:.4f} with ADMM's masks, {best:.4f} with the best"
-        assert found < 0.9 * greedy, f"{found:.4f}, and {greedy:.4f} with the largest weights"
-
-    def test_the_scale_of_inputs_does_not_matter(self):
-        target, h = _problem(8, 20)
-        scale = 10 ** torch.linspace(-2, 2, 20, dtype=torch.float64)
-        stay = solve.admm(target, h, _share(10, 20))
-        assert torch.equal(solve.admm(target / scale, h * scale * scale[:, None], _share(10, 20)), stay)
-
-    def test_sparsegpt_prunes_a_column_at_the_optimum(self):
-        """Pruned in their order, columns are each made up for by all behind them: exact where that is all there is."""
-        target, h = _problem(7, 10)
-        first = torch.ones(7, 10, dtype=torch.bool)
-        first[:, :4] = False
-        v = solve.sparsegpt(target, h, lambda score, start: first)
-        torch.testing.assert_close(v, torch.stack([_exact(t, h, s) for t, s in zip(target, first, strict=True)]))
-
-    @pytest.mark.parametrize("k", [127, 128, 300])
-    def test_sparsegpt_beats_magnitude_across_blocks_of_columns(self, k):
-        target, h = _problem(16, k, rows=3 * k)
-        v = solve.sparsegpt(target, h, _share(k // 2, k))
-        assert torch.equal((v == 0).sum(1), torch.full((16,), k // 2))
-        plain = torch.where(largest_mask(target.abs(), k // 2), target, 0.0)
-        assert solve.error(v, target, h) < 0.6 * solve.error(plain, target, h)
-        least = solve.error(solve.least_squares(target, h, v != 0, 300), target, h)
-        assert least <= solve.error(v, target, h)
-        by_admm = solve.least_squares(target, h, solve.admm(target, h, _share(k // 2, k)))
-        assert solve.error(by_admm, target, h) < 0.9 * least
 
 
 @pytest.fixture
@@ -131,7 +53,7 @@ class TestReconstruct:
     def test_masks_are_exact_and_outputs_kept(self, request, kind, granularity, method):
         model = request.getfixturevalue(kind)
         dense, plain = copy.deepcopy(model), copy.deepcopy(model)
-        batches = list((_inputs(256, 24, 6) if kind == "mlp" else _images(64)).chunk(4))
+        batches = list((hidden_inputs(256, 24, 6) if kind == "mlp" else _images(64)).chunk(4))
         held_out, ratio = batches.pop(), {} if granularity == "2:4" else {"pruning_ratio": 0.6}
         report = reconstruct_(model, _loop(*batches), granularity=granularity, method=method, **ratio)
         MaskPruner(plain, granularity=granularity, **ratio).step()
@@ -153,12 +75,12 @@ class TestReconstruct:
     def test_ratios_are_exact_across_blocks_of_columns(self, granularity, per_row):
         model, units = nn.Sequential(nn.Linear(300, 7)), 300 if granularity == "weight" else 75
         options = {"granularity": granularity, "per_row": per_row, "pruning_ratio": 0.37}
-        reconstruct_(model, _loop(_inputs(400, 300, 20)), method="sparsegpt", **options)
+        reconstruct_(model, _loop(hidden_inputs(400, 300, 20)), method="sparsegpt", **options)
         gone = round(0.37 * units) * 7 if per_row else round(0.37 * units * 7)
         assert int(_zeros(model)["0"].sum()) == gone * 300 // units
 
     def test_errors_are_shares_of_the_outputs_variance(self):
-        model, x = nn.Sequential(nn.Linear(12, 5)), _inputs(80, 12) + 1.0
+        model, x = nn.Sequential(nn.Linear(12, 5)), hidden_inputs(80, 12) + 1.0
         dense, plain = copy.deepcopy(model), copy.deepcopy(model)
         (fit,) = reconstruct_(model, _loop(x), pruning_ratio=0.5, damping=0.5).layers
         MaskPruner(plain, pruning_ratio=0.5).step()
@@ -176,13 +98,13 @@ class TestReconstruct:
                 return self.last(self.first(x))
 
         model = Reversed()
-        report = reconstruct_(model, _loop(_inputs(60, 12)), pruning_ratio_dict={"last": 0.25, model.first: 0.75})
+        report = reconstruct_(model, _loop(hidden_inputs(60, 12)), pruning_ratio_dict={"last": 0.25, model.first: 0.75})
         assert [(fit.fqn, fit.pruned) for fit in report.layers] == [("first", 0.75), ("last", 0.25)]
         assert "first   75.0%" in str(report)
 
     def test_each_step_further_is_better(self, mlp):
         """Layers by themselves, then in sequence, then making up for those before them."""
-        x, missed = _inputs(400, 24, 6), []
+        x, missed = hidden_inputs(400, 24, 6), []
         for options in ({"sequential": False}, {"match": "own"}, {"match": "dense"}):
             model = copy.deepcopy(mlp)
             reconstruct_(model, _loop(x), pruning_ratio=0.75, **options)
@@ -190,14 +112,14 @@ class TestReconstruct:
         assert missed[2] < missed[1] < missed[0], str(missed)
 
     def test_means_are_kept_by_the_bias(self, mlp):
-        dense, x = copy.deepcopy(mlp), _inputs(300, 24) + 1.0
+        dense, x = copy.deepcopy(mlp), hidden_inputs(300, 24) + 1.0
         reconstruct_(mlp, _loop(x), pruning_ratio=0.8)
         torch.testing.assert_close(mlp[0](x).mean(0), dense[0](x).mean(0), atol=1e-5, rtol=1e-4)
         torch.testing.assert_close(mlp(x).mean(0), dense(x).mean(0), atol=1e-5, rtol=1e-4)
 
     def test_dead_inputs_go_first(self):
         model = nn.Sequential(nn.Linear(10, 4))
-        x = _inputs(50, 10)
+        x = hidden_inputs(50, 10)
         x[:, 3], x[:, 7] = 0.0, 2.5  # the second is constant: the bias can do what it does
         expected = model(x)
         reconstruct_(model, _loop(x), pruning_ratio=0.2)
@@ -205,7 +127,7 @@ class TestReconstruct:
         torch.testing.assert_close(model(x), expected, atol=1e-4, rtol=1e-4)
 
     def test_nothing_pruned_changes_nothing(self, mlp):
-        x = _inputs(300, 24)
+        x = hidden_inputs(300, 24)
         expected = mlp(x)
         report = reconstruct_(mlp, _loop(x), pruning_ratio=0.0)
         torch.testing.assert_close(mlp(x), expected, atol=1e-4, rtol=1e-4)
@@ -216,7 +138,7 @@ class TestReconstruct:
         assert all(bool(p.isfinite().all()) for p in mlp.parameters())
 
     def test_zeros_hold_in_training_and_in_sparse_layers(self, mlp):
-        x = _inputs(200, 24)
+        x = hidden_inputs(200, 24)
         reconstruct_(mlp, _loop(x), pruning_ratio=0.6, per_row=True)
         assert torch.equal(_zeros(mlp)["0"].sum(1), torch.full((32,), round(0.6 * 24)))
         zeros, pruner, optimizer = _zeros(mlp), MaskPruner(mlp), torch.optim.Adam(mlp.parameters())
@@ -233,7 +155,7 @@ class TestReconstruct:
     def test_a_shared_layer_is_seen_at_both_of_its_places(self):
         layer = nn.Linear(8, 8)
         model = nn.Sequential(layer, nn.ReLU(), layer)
-        report = reconstruct_(model, _loop(_inputs(100, 8)), pruning_ratio=0.5)
+        report = reconstruct_(model, _loop(hidden_inputs(100, 8)), pruning_ratio=0.5)
         assert [fit.fqn for fit in report.layers] == ["0"]
         assert report.layers[0].error < report.layers[0].magnitude_error
 
@@ -254,7 +176,7 @@ class TestReconstruct:
                 with contextlib.suppress(OverflowError):
                     model(batch)
 
-        model, x = Picky(), _inputs(50, 8)
+        model, x = Picky(), hidden_inputs(50, 8)
         other = copy.deepcopy(model)
         reconstruct_(model, loop)
         reconstruct_(other, _loop(x))

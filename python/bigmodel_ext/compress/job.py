@@ -18,6 +18,7 @@ from bigmodel_ext import checkpoint, convert
 from bigmodel_ext._machine import cpu_name
 from bigmodel_ext.compress import measure, output, plots, reload, report
 from bigmodel_ext.compress.calibrate import observe
+from bigmodel_ext.compress.controller.budget import least_score
 from bigmodel_ext.compress.controller.forms import forms
 from bigmodel_ext.compress.distill import Distillation
 from bigmodel_ext.compress.pipeline import run as pipeline
@@ -92,6 +93,8 @@ def compress(
             "data": {name: len(getattr(job.data, name)) for name in ("train", "validation", "test")},
             "baseline": stages[0],
             "stages": stages[1:],
+            "floor": least_score(stages[0]["score"], max_drop, task.drop_type),
+            "validation_floor": least_score(stages[0]["validation_score"], max_drop, task.drop_type),
             "compressed": _compressed(stages, max_drop, task.drop_type, settings),
             "layers": report.layers(stages[-1]["details"], explanation),
             "reloaded": reloaded,
@@ -199,13 +202,11 @@ def _compressed(
 ) -> dict[str, Any]:
     """The last stage's entry, and how it compares with the baseline."""
     first, last = stages[0], stages[-1]
-    drop = first["score"] - last["score"]
-    allowed = max_drop * (abs(first["score"]) if drop_type == "relative" else 1.0)
     return {
         **{key: value for key, value in last.items() if key not in ("attempts", "rolled_back", "details")},
         "settings": dict(settings),
-        "drop": drop,
-        "within_max_drop": drop <= allowed + 1e-9,
+        "drop": first["score"] - last["score"],
+        "within_max_drop": last["score"] >= least_score(first["score"], max_drop, drop_type) - 1e-9,
         "times_smaller": first["bytes"] / last["bytes"],
         "times_faster": last["speedup"],
     }

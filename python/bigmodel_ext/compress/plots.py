@@ -34,17 +34,15 @@ def write(report: Mapping[str, Any], show: Show, folder: Path) -> None:
     with matplotlib.rc_context(STYLE):
         _stages(report, show, folder / "stages.png")
         _layers(report, folder / "layers.png")
-    details, base = report["stages"][-1]["details"], report["baseline"]["validation_score"]
-    floor = base - report["max_drop"] * (abs(base) if report["drop_type"] == "relative" else 1.0)
-    pareto(details, {"baseline": base, "floor": floor}, folder / "pareto.png", report["metric"], show)
+    budget = {"baseline": report["baseline"]["validation_score"], "floor": report["validation_floor"]}
+    pareto(report["stages"][-1]["details"], budget, folder / "pareto.png", report["metric"], show)
 
 
 def _stages(report: Mapping[str, Any], show: Show, path: Path) -> None:
     from matplotlib.figure import Figure
 
     entries = [report["baseline"], *report["stages"]]
-    base = report["baseline"]["score"]
-    floor = base - report["max_drop"] * (abs(base) if report["drop_type"] == "relative" else 1.0)
+    floor = report["floor"]
     figure = Figure(figsize=(10.5, 4.4), dpi=150, layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True)
     _path(left, entries, "bytes", floor, show)

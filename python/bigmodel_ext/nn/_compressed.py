@@ -94,11 +94,58 @@ class Compressed(nn.Module):
         """Derive what depends on `stored`."""
 
 
-class PackedInt8(Compressed):
+class Repacked(Compressed):
+    """Holds some tensors only in the kernel's order. The state dict has them as anyone would write them: `written`
+    names attributes that are unpacked on each access."""
+
+    written: tuple[str, ...] = ()
+
+    def _problem(self, *tensors: Tensor) -> str:
+        """What keeps tensors, one for each name of `written`, from being this layer's, or ""."""
+        raise NotImplementedError
+
+    def _take(self, *tensors: Tensor, assign: bool) -> None:
+        """Pack them; into the buffers that are there, or, with assign, into new ones."""
+        raise NotImplementedError
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        for name in self.written:
+            destination[prefix + name] = getattr(self, name).detach()
+
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: dict[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )
+        keys = [prefix + name for name in self.written]
+        unexpected_keys[:] = [key for key in unexpected_keys if key not in keys]
+        missing = [key for key in keys if key not in state_dict]
+        missing_keys += missing
+        if missing:
+            return
+        tensors = [state_dict[key] for key in keys]
+        problem = self._problem(*tensors)
+        if problem:
+            error_msgs.append(f"{prefix}{problem}")
+        else:
+            self._take(*tensors, assign=local_metadata.get("assign_to_params_buffers", False))
+
+
+class PackedInt8(Repacked):
     """Holds int8 weights packed for the kernel; the state dict has them as ``weight_q``, as they are written."""
 
     float_buffers: tuple[str, ...] = ("weight_scale",)
     codable = ("weight_q", "weight_scale")
+    written = ("weight_q",)
     packed: Tensor
     weight_scale: Tensor
 
@@ -129,37 +176,18 @@ class PackedInt8(Compressed):
             for tensor in (self.packed, self.weight_scale, *self.parameters()):
                 tensor.zero_()
 
-    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
-        super()._save_to_state_dict(destination, prefix, keep_vars)
-        destination[prefix + "weight_q"] = self.weight_q
+    def _problem(self, *tensors: Tensor) -> str:
+        (weight_q,) = tensors
+        if weight_q.dtype == torch.int8 and tuple(weight_q.shape) == self._weight_shape:
+            return ""
+        return f"weight_q must be torch.int8 {list(self._weight_shape)}, got {weight_q.dtype} {list(weight_q.shape)}"
 
-    def _load_from_state_dict(
-        self,
-        state_dict: dict[str, Any],
-        prefix: str,
-        local_metadata: dict[str, Any],
-        strict: bool,
-        missing_keys: list[str],
-        unexpected_keys: list[str],
-        error_msgs: list[str],
-    ) -> None:
-        super()._load_from_state_dict(
-            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
-        )
-        key = prefix + "weight_q"
-        if key in unexpected_keys:
-            unexpected_keys.remove(key)
-        if key not in state_dict:
-            missing_keys.append(key)
-            return
-        weight_q, shape = state_dict[key], self._weight_shape
-        if weight_q.dtype != torch.int8 or tuple(weight_q.shape) != shape:
-            got = f"{weight_q.dtype} {list(weight_q.shape)}"
-            error_msgs.append(f"{key} must be torch.int8 {list(shape)}, got {got}")
-        elif local_metadata.get("assign_to_params_buffers", False):
-            self.packed = self._pack(weight_q)
+    def _take(self, *tensors: Tensor, assign: bool) -> None:
+        packed = self._pack(*tensors)
+        if assign:
+            self.packed = packed
         else:
-            self.packed.copy_(self._pack(weight_q))
+            self.packed.copy_(packed)
 
 
 def _as(buffer: Tensor | None, dtype: torch.dtype) -> Tensor:

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
 from bigmodel_ext import functional
 from bigmodel_ext.formats import binary_coded, binary_coded_fit
 from bigmodel_ext.formats.binary_coded import binary_words, require_binary_code
+from bigmodel_ext.nn._compressed import Repacked
 from bigmodel_ext.nn._linear import Activated, require_int8_exact, require_linear
 
 BITS, GROUP_SIZE = 3, 128
 
 
-class BinaryCodedLinear(Activated):
+class BinaryCodedLinear(Repacked, Activated):
     """``y = act(x W^T + bias)`` with ``W[n,k] = sum_b alpha[n, k // group_size, b] * s[n,b,k]``, s in {-1, +1}, on
     activations quantized per row to int8 (see :func:`functional.binary_coded_linear`).
 
@@ -32,6 +31,7 @@ class BinaryCodedLinear(Activated):
     """
 
     float_buffers = ("scales",)
+    written = ("signs", "alpha")
     packed: Tensor
     scales: Tensor
 
@@ -146,58 +146,25 @@ class BinaryCodedLinear(Activated):
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, bits={self.bits}, group_size={self.group_size}"
 
-    def _problem(self, signs: Tensor, alpha: Tensor) -> str:
-        """What keeps these codes from being this layer's, or ""."""
+    def _problem(self, *tensors: Tensor) -> str:
         n, k = self.out_features, self.in_features
-        for name, tensor, dtype, shape in (
-            ("signs", signs, torch.uint8, (n, self.bits, -(-k // 8))),
-            ("alpha", alpha, torch.float16, (n, -(-k // self.group_size), self.bits)),
-        ):
-            if tensor.dtype != dtype or tuple(tensor.shape) != shape:
+        shapes = ((n, self.bits, -(-k // 8)), (n, -(-k // self.group_size), self.bits))
+        for name, tensor, dtype, shape in zip(self.written, tensors, (torch.uint8, torch.float16), shapes, strict=True):
+            cast = name == "alpha" and tensor.is_floating_point()  # a state dict that was cast as a whole
+            if (tensor.dtype != dtype and not cast) or tuple(tensor.shape) != shape:
                 return f"{name} must be {dtype} {list(shape)}, got {tensor.dtype} {list(tensor.shape)}"
         return ""
 
-    def _take(self, signs: Tensor, alpha: Tensor, assign: bool) -> None:
+    def _take(self, *tensors: Tensor, assign: bool) -> None:
+        signs, alpha = tensors
         packed = binary_coded.to_panels(signs, self.in_features, self.group_size)
-        scales = binary_coded.scales_to_panels(alpha.detach())
+        scales = binary_coded.scales_to_panels(alpha.detach().to(torch.float16))
         if assign:
             self.packed, self.scales = packed, scales
         else:
             with torch.no_grad():
                 self.packed.copy_(packed)
                 self.scales.copy_(scales)
-
-    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
-        super()._save_to_state_dict(destination, prefix, keep_vars)
-        destination[prefix + "signs"], destination[prefix + "alpha"] = self.signs, self.alpha.detach()
-
-    def _load_from_state_dict(
-        self,
-        state_dict: dict[str, Any],
-        prefix: str,
-        local_metadata: dict[str, Any],
-        strict: bool,
-        missing_keys: list[str],
-        unexpected_keys: list[str],
-        error_msgs: list[str],
-    ) -> None:
-        super()._load_from_state_dict(
-            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
-        )
-        keys = [prefix + name for name in ("signs", "alpha")]
-        unexpected_keys[:] = [key for key in unexpected_keys if key not in keys]
-        missing = [key for key in keys if key not in state_dict]
-        missing_keys += missing
-        if missing:
-            return
-        signs, alpha = (state_dict[key] for key in keys)
-        if alpha.is_floating_point():
-            alpha = alpha.to(torch.float16)  # a state dict that was cast as a whole
-        problem = self._problem(signs, alpha)
-        if problem:
-            error_msgs.append(f"{prefix}{problem}")
-            return
-        self._take(signs, alpha, local_metadata.get("assign_to_params_buffers", False))
 
 
 def _group_size(k: int, groups: int) -> int:

@@ -15,6 +15,11 @@ DROP_TYPES = ("absolute", "relative")
 _ROUNDING = 1e-9
 
 
+def least_score(baseline: float, max_drop: float, drop_type: str) -> float:
+    """``baseline - max_drop``, or ``baseline - max_drop * |baseline|`` where drop_type is "relative"."""
+    return baseline - max_drop * (abs(baseline) if drop_type == "relative" else 1.0)
+
+
 @dataclass(frozen=True)
 class Budget:
     """A model is within the budget if ``validation_fn(model) >= baseline - max_drop`` (drop_type "absolute") or
@@ -60,7 +65,7 @@ class Budget:
 
     def floor(self, baseline: float) -> float:
         """The least score that keeps the budget."""
-        return baseline - self.max_drop * (abs(baseline) if self.drop_type == "relative" else 1.0)
+        return least_score(baseline, self.max_drop, self.drop_type)
 
     def within(self, score: float, baseline: float, share: float = 1.0) -> bool:
         """Whether no more than this share of max_drop is lost."""

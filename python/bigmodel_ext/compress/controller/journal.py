@@ -71,9 +71,6 @@ class Journal:
             file.flush()
             os.fsync(file.fileno())
 
-    def __contains__(self, name: str) -> bool:
-        return name in self._values
-
     def recall(self, name: str, compute: Callable[[], Any]) -> Any:
         """The value of this step: the one on file, or compute()'s (JSON-serializable), which is then kept."""
         if name in self._values:

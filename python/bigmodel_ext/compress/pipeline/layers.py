@@ -16,8 +16,9 @@ from bigmodel_ext.compress.controller import tables
 from bigmodel_ext.compress.controller.build import Builder, fits, is_in
 from bigmodel_ext.compress.controller.forms import DENSE, Form
 from bigmodel_ext.compress.controller.frontier import Point
-from bigmodel_ext.compress.controller.search import Found, Search
-from bigmodel_ext.compress.pipeline.context import Attempt, Context, Stage, Tried
+from bigmodel_ext.compress.controller.search import Search
+from bigmodel_ext.compress.pipeline.context import Context, Stage
+from bigmodel_ext.compress.pipeline.searching import search_stage
 from bigmodel_ext.compress.pipeline.steps import ChooseLayers
 from bigmodel_ext.compress.prune import GradualPruner, MaskPruner
 from bigmodel_ext.train.loop import total_steps
@@ -36,26 +37,11 @@ def run(context: Context, step: ChooseLayers, before: Stage) -> Stage:
     points = _points(context, model, layers, forms, builder)
     whole = tables.model_cost(model, context.cost, context.example, context.recall)
     fixed = max(0.0, whole - sum(p.cost for own in points.values() for p in own if p.form == DENSE))
-    best: list[tuple[float, Tried]] = []
-
-    def score(chosen: Mapping[str, Form]) -> float:
-        make = partial(_make, context, step, model, chosen, builder)
-        tried = context.attempt(told(chosen), make, before.fresh, _key(chosen))
-        cost = search.cost(chosen)
-        if context.within(tried.score) and (not best or cost < best[0][0]):
-            best[:] = [(cost, tried)]
-        return tried.score
-
-    search = Search(points, score, context.within, target=context.target, trials=step.trials, fixed=fixed)
-    found = search.run()
-    details = _details(context, search, found, points)
-    attempts = tuple(Attempt(told(t.forms), t.score, t.kept) for t in found.trials)
-    if found.best is None:
-        unchanged = "no combination keeps the budget: every layer stays as it was"
-        context.progress.note(f"  {unchanged}")
-        return Stage(step.name, model, before.fresh, unchanged, before.score, attempts, details)
-    tried = best[0][1]
-    return Stage(step.name, tried.model(), before.fresh, told(found.best.forms), tried.score, attempts, details)
+    return search_stage(
+        context, step.name, before, points,
+        make=partial(_make, context, step, model, builder), told=told, trials=step.trials, fixed=fixed,
+        unchanged="no combination keeps the budget: every layer stays as it was", details=partial(_details, points),
+    )  # fmt: skip
 
 
 def _forms(step: ChooseLayers, fqn: str, layer: nn.Module) -> list[Form]:
@@ -67,10 +53,6 @@ def told(forms: Mapping[str, Form]) -> str:
     """{"a": int8, "b": int8, "c": dense} -> "2 x int8, 1 x fp32"."""
     counts = Counter(map(str, forms.values()))
     return ", ".join(f"{count} x {form}" for form, count in sorted(counts.items()))
-
-
-def _key(forms: Mapping[str, Form]) -> str:
-    return "; ".join(f"{fqn} {form}" for fqn, form in forms.items())
 
 
 def _points(
@@ -92,7 +74,7 @@ def _points(
 
 
 def _make(
-    context: Context, step: ChooseLayers, model: nn.Module, chosen: Mapping[str, Form], builder: Builder
+    context: Context, step: ChooseLayers, model: nn.Module, builder: Builder, chosen: Mapping[str, Form]
 ) -> nn.Module:
     model = copy.deepcopy(model)
     if step.train is None:
@@ -134,10 +116,9 @@ def _train(context: Context, step: ChooseLayers, model: nn.Module, chosen: Mappi
 
 
 def _details(
-    context: Context, search: Search[Form], found: Found[Form], points: Mapping[str, list[Point[Form]]]
+    points: Mapping[str, list[Point[Form]]], search: Search[Form], chosen: Mapping[str, Form]
 ) -> dict[str, Any]:
-    """The Pareto report: what was tried, what the tables predict, and each layer's choice."""
-    chosen = search.start if found.best is None else found.best.forms
+    """Each layer's choice and what it could choose from, and what the tables predict along the frontier."""
     layers = {
         fqn: {
             "form": chosen[fqn].as_json(),
@@ -146,16 +127,6 @@ def _details(
         }
         for fqn, own in points.items()
     }
-    counts = range(len(search.moves) + 1)
-    predicted = [(search.cost(c), search.damage(c)) for c in map(search.combination, counts)]
-    return {
-        "cost": context.cost,
-        "target": context.target,
-        "met": found.best is not None and (context.target is None or found.best.cost <= context.target),
-        "layers": layers,
-        "predicted": [{"cost": c, "damage": d} for c, d in predicted],
-        "trials": [
-            {"cost": t.cost, "damage": t.damage, "score": t.score, "within": t.within, "kept": t.kept}
-            for t in found.trials
-        ],
-    }
+    combinations = map(search.combination, range(len(search.moves) + 1))
+    predicted = [{"cost": search.cost(c), "damage": search.damage(c)} for c in combinations]
+    return {"layers": layers, "predicted": predicted}

@@ -11,8 +11,8 @@ from torch import nn
 
 from bigmodel_ext.compress.controller import tables
 from bigmodel_ext.compress.controller.frontier import Point
-from bigmodel_ext.compress.controller.search import Found, Search
-from bigmodel_ext.compress.pipeline.context import Attempt, Context, Stage, Tried
+from bigmodel_ext.compress.pipeline.context import Context, Stage
+from bigmodel_ext.compress.pipeline.searching import search_stage
 from bigmodel_ext.compress.pipeline.steps import PruneStructure
 from bigmodel_ext.compress.prune import StructuredPruner
 
@@ -29,24 +29,12 @@ def run(context: Context, step: PruneStructure, before: Stage) -> Stage:
         name: [Point(0.0, 0.0, 0.0), *(_point(context, step, model, name, ratio) for ratio in step.ratios)]
         for name in groups
     }
-    best: list[tuple[float, Tried]] = []
-
-    def score(chosen: Ratios) -> float:
-        tried = context.attempt(told(chosen), partial(_make, context, step, model, chosen), before.fresh, repr(chosen))
-        cost = search.cost(chosen)
-        if context.within(tried.score) and (not best or cost < best[0][0]):
-            best[:] = [(cost, tried)]
-        return tried.score
-
     whole = tables.model_cost(model, context.cost, context.example, context.recall)
-    search = Search(points, score, context.within, target=context.target, trials=step.trials, fixed=whole)
-    found = search.run()
-    attempts = tuple(Attempt(told(t.forms), t.score, t.kept) for t in found.trials)
-    details = _details(context, search, found)
-    if found.best is None:
-        return Stage(step.name, model, before.fresh, "nothing is removed", before.score, attempts, details)
-    tried = best[0][1]
-    return Stage(step.name, tried.model(), before.fresh, told(found.best.forms), tried.score, attempts, details)
+    return search_stage(
+        context, step.name, before, points,
+        make=partial(_make, context, step, model), told=told, trials=step.trials, fixed=whole,
+        unchanged="nothing is removed", details=lambda search, chosen: {"groups": dict(chosen)},
+    )  # fmt: skip
 
 
 def told(ratios: Ratios) -> str:
@@ -78,16 +66,3 @@ def _point(context: Context, step: PruneStructure, model: nn.Module, name: str, 
 
     cost, damage = context.recall(f"{name} {ratio}", measured)
     return Point(ratio, cost, damage)
-
-
-def _details(context: Context, search: Search[float], found: Found[float]) -> dict[str, Any]:
-    chosen = search.start if found.best is None else found.best.forms
-    return {
-        "cost": context.cost,
-        "target": context.target,
-        "groups": dict(chosen),
-        "trials": [
-            {"cost": t.cost, "damage": t.damage, "score": t.score, "within": t.within, "kept": t.kept}
-            for t in found.trials
-        ],
-    }

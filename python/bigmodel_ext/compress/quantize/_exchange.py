@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from bigmodel_ext.compress.calibrate import ForwardLoop, observe
-from bigmodel_ext.compress.quantize._report import LayerQuantized, Report, nbytes
-from bigmodel_ext.convert import Filter, WeightConfig, exchange_, why_kept
+from bigmodel_ext.compress.quantize._report import LayerQuantized, Report
+from bigmodel_ext.convert import Filter, WeightConfig, exchange_, nbytes, why_kept
 
 Made = Mapping[str, nn.Module | str]  # by name: the new layer, or why there is none
 Figures = Mapping[str, Mapping[str, float]]  # by name: a method's own figures of a layer

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from torch import nn
-
 
 @dataclass(frozen=True)
 class LayerQuantized:
@@ -55,9 +53,3 @@ def _cells(row: LayerQuantized, names: list[str]) -> tuple[str, ...]:
     error = "-" if row.output_error is None else f"{row.output_error:.3%}"
     figures = (f"{row.figures[name]:.5g}" if name in row.figures else "-" for name in names)
     return row.fqn, row.layer, f"{row.bytes_before:,}", f"{row.bytes:,}", error, *figures, row.reason or row.note
-
-
-def nbytes(module: nn.Module) -> int:
-    """Bytes of the tensors a module holds itself."""
-    tensors = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
-    return sum(t.numel() * t.element_size() for t in tensors)

@@ -4,20 +4,16 @@ keep the model's accuracy."""
 from __future__ import annotations
 
 import copy
-import math
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from typing import Any
 
 from torch import nn
 
 from bigmodel_ext.compress.calibrate import ForwardLoop
+from bigmodel_ext.compress.controller.budget import Budget, ValidationFn
 from bigmodel_ext.compress.quantize._apply import quantize_
 from bigmodel_ext.compress.quantize._report import LayerQuantized, Report
 from bigmodel_ext.convert import Filter
-from bigmodel_ext.train.loop import evaluating
-
-Validation = Callable[[nn.Module], Any]  # a score of the model, higher is better
-DROPS = ("absolute", "relative")
 
 
 def _but(filter_fn: Filter | None, kept: Collection[str]) -> Filter:
@@ -72,19 +68,11 @@ def quantize_below_(
     return _quantize_but(model, config, forward_loop, filter_fn, trial, kept, f"above {max_output_error:.3%}")
 
 
-def _score(validation_fn: Validation, model: nn.Module) -> float:
-    with evaluating(model):
-        score = float(validation_fn(model))
-    if not math.isfinite(score):
-        raise ValueError(f"validation_fn must return a finite number, got {score}")
-    return score
-
-
 def quantize_within_(
     model: nn.Module,
     config: Any,
     forward_loop: ForwardLoop,
-    validation_fn: Validation,
+    validation_fn: ValidationFn,
     max_drop: float,
     drop_type: str = "absolute",
     filter_fn: Filter | None = None,
@@ -106,17 +94,14 @@ def quantize_within_(
         ValueError: max_drop is negative, drop_type is neither, or validation_fn returned NaN or infinity; and as
             `quantize_`. The model is as it was.
     """
-    if not max_drop >= 0:
-        raise ValueError(f"max_drop must be at least 0, got {max_drop}")
-    if drop_type not in DROPS:
-        raise ValueError(f"drop_type must be one of {', '.join(DROPS)}, got {drop_type!r}")
-    base = _score(validation_fn, model)
-    least = base - (max_drop if drop_type == "absolute" else max_drop * abs(base))
+    budget = Budget(validation_fn, max_drop, drop_type)
+    base = budget.score(model)
+    least = budget.floor(base)
 
     def attempt(kept: Collection[str]) -> tuple[Report, float]:
         other = copy.deepcopy(model)
         report = quantize_(other, config, forward_loop, _but(filter_fn, kept))
-        return report, _score(validation_fn, other)
+        return report, budget.score(other)
 
     trial, score = attempt(())
     errors = {row.fqn: row.output_error for row in trial.layers if row.output_error is not None}
