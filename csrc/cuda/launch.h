@@ -30,8 +30,12 @@ void launch(const char* name, void (*kernel)(Params...), const LaunchShape& shap
     check_cuda(
         cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shape.shared_bytes)),
         name);
-  kernel<<<shape.grid, shape.block, shape.shared_bytes, shape.stream> > >(static_cast<Params>(args)...);
-  check_cuda(cudaGetLastError(), name);
+  const auto enqueue = [&](Params... arguments) {
+    void* addresses[] = {&arguments..., nullptr};
+    return cudaLaunchKernel(reinterpret_cast<const void*>(kernel), shape.grid, shape.block, addresses,
+                            shape.shared_bytes, shape.stream);
+  };
+  check_cuda(enqueue(static_cast<Params>(args)...), name);
 }
 
 }  // namespace bigmodel
