@@ -67,7 +67,7 @@ def test_bad_input_leaves_the_model():
     model = make()
     kinds = [type(m) for m in model]
     for kw, message in (
-        ({"max_drop": -1.0}, "max_drop must be at least 0"),
+        ({"max_drop": -1.0}, "max_drop must be finite and at least 0, got -1.0"),
         ({"max_drop": 0.1, "drop_type": "percent"}, "drop_type must be one of absolute, relative, got 'percent'"),
     ):
         with pytest.raises(ValueError, match=message):
