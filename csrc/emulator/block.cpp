@@ -8,6 +8,8 @@
 #include "async_copy.h"
 #include "fiber.h"
 #include "shared.h"
+#include "tensor_copy.h"
+#include "warpgroup.h"
 
 namespace bigmodel::emulator {
 
@@ -151,6 +153,7 @@ void count_arrival(int id, int count, Site site) {
 }
 
 void finish_thread() {
+  check_no_stores();
   Thread& t = *current;
   make_waiting(t);
   warp_of(t).live &= ~bit(t.lane);
@@ -233,6 +236,8 @@ void start_block(unsigned linear_threads) {
 void run_block() {
   Block& b = block();
   start_shared();
+  start_mbarriers();
+  start_warpgroups();
   current = nullptr;
   current = choose();
   switch_fiber(b.main, b.fibers[current->id]);

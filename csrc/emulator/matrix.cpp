@@ -3,9 +3,9 @@
 #include <cstring>
 #include <set>
 
-#include "../common/half.h"
 #include "block.h"
 #include "shared.h"
+#include "wide.h"
 
 namespace bigmodel::emulator {
 
@@ -51,29 +51,6 @@ void load_matrices(LoadMatrix* const* lanes, uint32_t, Site site) {
     }
   }
 }
-
-// Operands are widened to what is multiplied: int16 and float, whose products and sums are exact or the contract's.
-template <Element kElement>
-struct Wide {
-  using Operand = float;
-  using Sum = float;
-  static constexpr int kPerUnit = 2;
-  static void widen(uint32_t unit, float* out) {
-    for (int i = 0; i < 2; ++i) {
-      const uint16_t half = static_cast<uint16_t>(unit >> (16 * i));
-      out[i] = kElement == Element::bf16 ? bf16_to_float(half) : f16_to_float(half);
-    }
-  }
-};
-template <>
-struct Wide<Element::s8> {
-  using Operand = int16_t;
-  using Sum = int32_t;
-  static constexpr int kPerUnit = 4;
-  static void widen(uint32_t unit, int16_t* out) {
-    for (int i = 0; i < 4; ++i) out[i] = static_cast<int8_t>(unit >> (8 * i));
-  }
-};
 
 // The 2-bit position of the kept element `index` of a row.
 int position(Mma* const* lanes, int row, int index, int per_unit, int selector) {
