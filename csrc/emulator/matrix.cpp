@@ -1,8 +1,8 @@
 #include "matrix.h"
 
 #include <cstring>
-#include <set>
 
+#include "banks.h"
 #include "block.h"
 #include "shared.h"
 #include "wide.h"
@@ -21,19 +21,6 @@ struct LoadMatrix {
   bool transposed;
 };
 
-// Rows whose 16 bytes lie in the same four banks are read one after another.
-void count_conflicts(const uint32_t (&rows)[8]) {
-  std::set<uint32_t> in_banks[8];
-  size_t most = 1;
-  for (uint32_t row : rows) {
-    std::set<uint32_t>& same = in_banks[row / 16 % 8];
-    same.insert(row);
-    most = same.size() > most ? same.size() : most;
-  }
-  ++report->matrix_loads;
-  report->bank_conflicts += most - 1;
-}
-
 void load_matrices(LoadMatrix* const* lanes, uint32_t, Site site) {
   for (int m = 0; m < lanes[0]->matrices; ++m) {
     uint16_t matrix[8][8];
@@ -42,7 +29,8 @@ void load_matrices(LoadMatrix* const* lanes, uint32_t, Site site) {
       rows[i] = lanes[8 * m + i]->row;
       std::memcpy(matrix[i], written_shared_bytes(rows[i], 16, 16, site), 16);
     }
-    count_conflicts(rows);
+    ++report->matrix_loads;
+    report->matrix_conflicts += conflicts_of(rows);
     for (int l = 0; l < kLanes; ++l) {
       const int i = l / 4, j = l % 4 * 2;
       const bool t = lanes[l]->transposed;
