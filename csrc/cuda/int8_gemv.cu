@@ -1,6 +1,8 @@
-// M <= 4: memory is the limit, so the weights stream through registers once, 16 bytes a lane, and nothing else is read from
-// memory twice. A warp takes two outputs at a time, its lanes divide K. The first weights are under way before the block
-// quantizes all rows of x into shared memory (every block does: one launch instead of two).
+// M <= 4: memory is the limit, so the weights stream through registers once, 16 bytes a lane, and nothing else is read
+// from memory twice. A warp takes two outputs at a time, its lanes divide K. The first weights are under way before the
+// block quantizes all rows of x into shared memory (every block does: one launch instead of two).
+#include <algorithm>
+
 #include "int8_launch.h"
 #include "int8_load.cuh"
 #include "int8_quantize.cuh"
@@ -11,9 +13,9 @@ namespace bigmodel {
 namespace {
 
 constexpr int kThreads = 256, kWarp = 32, kWarps = kThreads / kWarp, kBlocksPerSm = 2;
-constexpr int kOutputs = 2, kLoads = 4;          // of a warp at a time; loads of a lane for each, before the first use
-constexpr int kStep = kLoads * kWarp * 16;       // inputs to a step
-constexpr int kBytesOfRow = 16;                  // quantized rows are zero-padded to multiples of this
+constexpr int kOutputs = 2, kLoads = 4;     // of a warp at a time; loads of a lane for each, before the first use
+constexpr int kStep = kLoads * kWarp * 16;  // inputs to a step
+constexpr int kBytesOfRow = 16;             // quantized rows are zero-padded to multiples of this
 
 struct Weights {
   uint4 of[kOutputs][kLoads];
@@ -148,7 +150,7 @@ void launch_kernel(const RowsToQuantize& x, const Int8Operands& o, const Int8Res
                    cudaStream_t stream) {
   const int padded = (o.k + kBytesOfRow - 1) / kBytesOfRow * kBytesOfRow;
   const int pairs = (o.n + kOutputs - 1) / kOutputs, wanted = (pairs + kWarps - 1) / kWarps;
-  const unsigned grid = static_cast<unsigned>(min(wanted, kBlocksPerSm * multiprocessors));
+  const unsigned grid = static_cast<unsigned>(std::min(wanted, kBlocksPerSm * multiprocessors));
   launch("int8_gemv", int8_gemv_kernel<kRows, kWidth>,
          {grid, kThreads, static_cast<size_t>(kRows) * static_cast<size_t>(padded), stream}, x, o, r, padded);
 }

@@ -1,5 +1,5 @@
-// Between the host's side of the int8 ops (int8_linear.cpp, quantize_rows.cpp), which nvcc need not see, and the files of
-// the kernels.
+// Between the host's side of the int8 ops (int8_linear.cpp, quantize_rows.cpp), which nvcc need not see, and the files
+// of the kernels.
 #pragma once
 
 #include "guard.h"
@@ -19,8 +19,8 @@ void launch_int8_gemv(const RowsToQuantize& rows, const Int8Operands& o, const I
 constexpr int kSkinnyRows = 16;
 void launch_int8_skinny(const Int8Operands& o, const Int8Result& r, bool wide, cudaStream_t stream);
 
-// int8_tiles_sm80.cu: any M, by tiles of this many rows and columns. With several splits of K, `partial` [splits,M,N] takes
-// their sums, and a second launch adds them up in order.
+// int8_tiles_sm80.cu: any M, by tiles of this many rows and columns. With several splits of K, `partial` [splits,M,N]
+// takes their sums, and a second launch adds them up in order.
 enum class Int8Tile : int { small, medium, large };
 struct TileSize {
   int m, n, k;

@@ -1,5 +1,5 @@
-// 16 bytes of a row of int8, of which `valid` exist (any number: none if it is not positive); zeros for the others. kWidth
-// is what the address is a multiple of: 16 one load, 4 four, 1 sixteen.
+// 16 bytes of a row of int8, of which `valid` exist (any number: none if it is not positive); zeros for the others.
+// kWidth is what the address is a multiple of: 16 one load, 4 four, 1 sixteen.
 #pragma once
 
 #include "device.h"

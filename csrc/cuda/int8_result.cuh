@@ -1,5 +1,6 @@
 // From int32 sums to results, and their stores: csrc/cuda/int8_product.h has the formula. Dtypes and the activation are
-// looked at for a few elements at a time: the code exists once in a kernel, and the branches are the same for all threads.
+// looked at for a few elements at a time: the code exists once in a kernel, and the branches are the same for all
+// threads.
 #pragma once
 
 #include "device.h"

@@ -1,7 +1,7 @@
 // M <= 16 by tensor cores: memory is the limit, so the weights go from memory straight to registers, once. Sums do not
-// depend on the order of K as long as both operands have the same one, so a lane's 16 bytes of a weight row are its part of
-// two mma's: no shuffling and no shared memory in the loop. A block takes 8 kGroups outputs and all rows; its warps divide K
-// in blocks of 64 and add their sums up through shared memory, in the order of the warps.
+// depend on the order of K as long as both operands have the same one, so a lane's 16 bytes of a weight row are its
+// part of two mma's: no shuffling and no shared memory in the loop. A block takes 8 kGroups outputs and all rows; its
+// warps divide K in blocks of 64 and add their sums up through shared memory, in the order of the warps.
 #include "int8_launch.h"
 #include "int8_load.cuh"
 #include "int8_result.cuh"
@@ -91,18 +91,18 @@ __global__ void __launch_bounds__(kThreads, 2) int8_skinny_kernel(Int8Operands o
   store_sums<4>(result, m, n, o.n, load_columns<4>(result, n, o.n), x_scale_of(result, m), all);
 }
 
-template <int kGroups>
-void launch_groups(const Int8Operands& o, const Int8Result& r, cudaStream_t stream) {
-  const LaunchShape shape = {static_cast<unsigned>((o.n + 8 * kGroups - 1) / (8 * kGroups)), kThreads, 0, stream};
-  if (o.width == 16) return launch("int8_skinny", int8_skinny_kernel<kGroups, 16>, shape, o, r);
-  if (o.width == 4) return launch("int8_skinny", int8_skinny_kernel<kGroups, 4>, shape, o, r);
-  launch("int8_skinny", int8_skinny_kernel<kGroups, 1>, shape, o, r);
+template <int kGroups, int kWidth>
+void launch_kernel(const Int8Operands& o, const Int8Result& r, cudaStream_t stream) {
+  const unsigned grid = static_cast<unsigned>((o.n + 8 * kGroups - 1) / (8 * kGroups));
+  launch("int8_skinny", int8_skinny_kernel<kGroups, kWidth>, {grid, kThreads, 0, stream}, o, r);
 }
 
 }  // namespace
 
 void launch_int8_skinny(const Int8Operands& o, const Int8Result& r, bool wide, cudaStream_t stream) {
-  wide ? launch_groups<4>(o, r, stream) : launch_groups<1>(o, r, stream);
+  if (o.width == 1) return launch_kernel<1, 1>(o, r, stream);
+  if (o.width == 4) return launch_kernel<1, 4>(o, r, stream);
+  wide ? launch_kernel<4, 16>(o, r, stream) : launch_kernel<1, 16>(o, r, stream);
 }
 
 }  // namespace bigmodel

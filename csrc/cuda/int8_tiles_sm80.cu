@@ -1,7 +1,7 @@
-// Any M: a block computes a tile of outputs by mma.sync. Tiles of both operands come to shared memory by cp.async, kStages - 1
-// steps of K ahead; ldmatrix takes them to registers. A row's 16-byte chunks lie permuted (offset_of), so that neither the
-// copies nor ldmatrix meet in a bank. With several blocks to a tile (gridDim.y), each takes its share of K and stores its
-// sums; sum_splits_kernel adds them up in order.
+// Any M: a block computes a tile of outputs by mma.sync. Tiles of both operands come to shared memory by cp.async,
+// kStages - 1 steps of K ahead; ldmatrix takes them to registers. A row's 16-byte chunks lie permuted (offset_of), so
+// that neither the copies nor ldmatrix meet in a bank. With several blocks to a tile (gridDim.y), each takes its share
+// of K and stores its sums; sum_splits_kernel adds them up in order.
 #include "int8_launch.h"
 #include "int8_load.cuh"
 #include "int8_result.cuh"
@@ -19,10 +19,10 @@ struct Shape {
   static constexpr int kM = kSize.m, kN = kSize.n, kK = kSize.k, kWarpsM = kWarpsM_, kWarpsN = kWarpsN_;
   static constexpr int kStages = kStages_, kBlocksPerSm = kBlocksPerSm_;
   static constexpr int kThreads = kWarpsM * kWarpsN * kWarp;
-  static constexpr int kWarpM = kM / kWarpsM, kWarpN = kN / kWarpsN;  // a warp's part of the tile
+  static constexpr int kWarpM = kM / kWarpsM, kWarpN = kN / kWarpsN;       // a warp's part of the tile
   static constexpr int kChunks = kK / 16, kCopyRows = kThreads / kChunks;  // rows that the threads copy at a time
-  static constexpr int kStage = (kM + kN) * kK;                       // bytes
-  static constexpr int kPitch = kWarpN + 8;                           // of sums on their way out, in int32
+  static constexpr int kStage = (kM + kN) * kK;                            // bytes
+  static constexpr int kPitch = kWarpN + 8;                                // of sums on their way out, in int32
   static constexpr int kShared = kStages * kStage;
   static_assert(kM % kCopyRows == 0 && kN % kCopyRows == 0, "Copies are whole rounds of all threads.");
   static_assert(kCopyRows % 8 == 0, "A thread's chunks all lie at the same permuted place in their rows.");
@@ -99,8 +99,8 @@ __device__ __forceinline__ void stage_sums(const int32_t (&sum)[S::kWarpN / 8][4
           make_int2(sum[j][2 * h], sum[j][2 * h + 1]);
 }
 
-// 16 rows at a time, through shared memory: there a lane finds four neighbours of a row, and a warp stores whole rows of
-// its part.
+// 16 rows at a time, through shared memory: there a lane finds four neighbours of a row, and a warp stores whole rows
+// of its part.
 template <typename S>
 __device__ __forceinline__ void store_tile(const Int8Operands& o, const Int8Result& r, int m0, int n0,
                                            const Sums<S>& sum, int32_t* shared) {
@@ -174,7 +174,8 @@ constexpr int kSumThreads = 256;
 __global__ void __launch_bounds__(kSumThreads)
     sum_splits_kernel(const int32_t* partial, int splits, int m, int n, Int8Result result) {
   const int vectors = (n + 3) / 4;
-  const int64_t own = static_cast<int64_t>(blockIdx.x) * kSumThreads + threadIdx.x, outputs = static_cast<int64_t>(m) * n;
+  const int64_t own = static_cast<int64_t>(blockIdx.x) * kSumThreads + threadIdx.x,
+                outputs = static_cast<int64_t>(m) * n;
   const int row = static_cast<int>(own / vectors), column = static_cast<int>(own % vectors) * 4;
   if (row >= m) return;
   int32_t sum[4] = {};
