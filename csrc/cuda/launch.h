@@ -30,9 +30,7 @@ void launch(const char* name, void (*kernel)(Params...), const LaunchShape& shap
     check_cuda(
         cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shape.shared_bytes)),
         name);
-  // clang-format off
-  kernel<<<shape.grid, shape.block, shape.shared_bytes, shape.stream>>>(static_cast<Params>(args)...);
-  // clang-format on
+  kernel<<<shape.grid, shape.block, shape.shared_bytes, shape.stream> > >(static_cast<Params>(args)...);
   check_cuda(cudaGetLastError(), name);
 }
 
