@@ -10,6 +10,7 @@ namespace bigmodel {
 void register_fused_dropout_cuda(py::module_& m);
 void register_int8_linear_cuda(py::module_& m);
 void register_emulator(py::module_& m);
+void register_fragments(py::module_& m);
 }  // namespace bigmodel
 
 #if defined(BIGMODEL_EMULATED)
@@ -27,6 +28,7 @@ PYBIND11_MODULE(_C_cuda, m) {
     }
   });
   m.def("initialize", &set_exchange_api);
+  register_fragments(m);
   register_fused_dropout_cuda(m);
   register_int8_linear_cuda(m);
 }
