@@ -3,23 +3,40 @@ import os
 import pytest
 import torch
 from bigmodel_ext import _gains, _measure, _native
+from shapes import EXECUTED
 
 pytest.register_assert_rewrite("checkpoints", "layers", "sparse_cases", "tolerances")
 os.environ["BIGMODEL_CACHE"] = "off"  # the user's own measurements are neither used nor changed
 
 
-@pytest.fixture(params=_native.available_isas())
+ISAS = (EXECUTED,) if EXECUTED else _native.available_isas()
+
+
+@pytest.fixture(params=ISAS)
 def isa(request):
-    """Each instruction set of this processor in turn."""
+    """Each instruction set of this processor in turn; once, where another backend's kernels run."""
+    if EXECUTED:
+        yield request.param
+        return
     with _native.forced_isa(request.param):
         yield request.param
 
 
-@pytest.fixture(params=[isa for isa in _native.available_isas() if isa not in ("avx512vnni", "avx512vbmi")])
+@pytest.fixture(params=[isa for isa in ISAS if isa not in ("avx512vnni", "avx512vbmi")])
 def float_isa(request):
     """The same, less the sets that only add integer products and permutations of bytes."""
+    if EXECUTED:
+        yield request.param
+        return
     with _native.forced_isa(request.param):
         yield request.param
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        marker = item.get_closest_marker("cpu_only")
+        if EXECUTED and marker is not None:
+            item.add_marker(pytest.mark.skip(reason=f"of the CPU only: {marker.kwargs['reason']}"))
 
 
 @pytest.fixture
@@ -31,7 +48,7 @@ def one_thread():
     torch.set_num_threads(before)
 
 
-@pytest.fixture(params=[1, 2])
+@pytest.fixture(params=[1] if EXECUTED else [1, 2])
 def threads(request):
     before = torch.get_num_threads()
     torch.set_num_threads(request.param)

@@ -1,0 +1,44 @@
+"""Dropout with its neighbours, and the norm behind it."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+LONGEST_NORM = 16384  # features of a row that a block holds in registers
+
+
+def _bias(x: Tensor, bias: Tensor | None) -> Tensor | None:
+    if bias is None:
+        return None
+    return (bias if bias.dtype in (torch.float32, x.dtype) else bias.float()).contiguous()
+
+
+def _run(
+    x: Tensor, bias: Tensor | None, other: Tensor | None, seed: Tensor | None, p: float, activation: str, backward: bool
+) -> Tensor:
+    from bigmodel_ext.triton_kernels import fused_dropout as kernels
+
+    other = None if other is None else other.contiguous()
+    return kernels.run(x.contiguous(), _bias(x, bias), other, seed, p, activation, backward)
+
+
+def fused_dropout(
+    x: Tensor, bias: Tensor | None, residual: Tensor | None, seed: Tensor | None, p: float, activation: str
+) -> Tensor:
+    return _run(x, bias, residual, seed, p, activation, backward=False)
+
+
+def fused_dropout_backward(
+    grad: Tensor, x: Tensor, bias: Tensor | None, seed: Tensor | None, p: float, activation: str
+) -> Tensor:
+    return _run(x, bias, grad, seed, p, activation, backward=True)
+
+
+def fused_dropout_backward_bias(
+    grad: Tensor, x: Tensor, bias: Tensor, seed: Tensor | None, p: float, activation: str
+) -> tuple[Tensor, Tensor]:
+    dx = fused_dropout_backward(grad, x, bias, seed, p, activation)
+    return dx, dx.reshape(math.prod(dx.shape[:-1]), dx.shape[-1]).sum(0, dtype=torch.float32)
