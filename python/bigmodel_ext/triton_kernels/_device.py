@@ -215,3 +215,32 @@ def kept(seed, first, threshold, R: tl.constexpr, C: tl.constexpr, ALIGNED: tl.c
     place = (element & 7).to(tl.int32)
     word = tl.where(place < 4, tl.where(place < 2, w0, w1), tl.where(place < 6, w2, w3))
     return ((word >> ((place & 1) * 16).to(tl.uint32)) & 0xFFFF).to(tl.int32) >= threshold
+
+
+@triton.jit
+def multiply(a, b, acc):
+    """acc + a @ b in float32: float32 operands are not shortened, and the interpreter, which has no bfloat16, gets all as
+    float32."""
+    if INTERPRETED:
+        return tl.dot(widen(a), widen(b), acc)
+    return tl.dot(a, b, acc, input_precision="ieee")
+
+
+@triton.jit
+def store_finished(out, y, bias, m, n, M, N, ACTIVATION: tl.constexpr):
+    """out[m,n] = act(y + bias[n]), rounded once; y float32 [BM,BN]."""
+    if bias is not None:
+        y += widen(tl.load(bias + n, n < N, 0.0))[None, :]
+    at = m.to(tl.int64)[:, None] * N + n[None, :]
+    tl.store(out + at, round_to(activate(y, ACTIVATION), out.dtype.element_ty), (m < M)[:, None] & (n < N)[None, :])
+
+
+@triton.jit
+def tile_of(pid, M, N, BM: tl.constexpr, BN: tl.constexpr):
+    """(m, n) of the output tile that a program computes: 8 tiles of M by all of N after each other, so that programs
+    that run together share operands in the second-level cache."""
+    tiles_m, tiles_n = tl.cdiv(M, BM), tl.cdiv(N, BN)
+    group = pid // (8 * tiles_n)
+    height = tl.minimum(tiles_m - group * 8, 8)
+    within = pid % (8 * tiles_n)
+    return group * 8 + within % height, within // height

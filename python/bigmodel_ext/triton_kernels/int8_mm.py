@@ -7,19 +7,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from bigmodel_ext.triton_kernels._device import activate, round_to, widen
+from bigmodel_ext.triton_kernels._device import store_finished, tile_of
 from bigmodel_ext.triton_kernels._launch import Config, interpreted, launch, power_of_2
-
-
-@triton.jit
-def tile_of(pid, M, N, BM: tl.constexpr, BN: tl.constexpr):
-    """(m, n) of the output tile that a program computes: 8 tiles of M by all of N after each other, so that programs
-    that run together share operands in the second-level cache."""
-    tiles_m, tiles_n = tl.cdiv(M, BM), tl.cdiv(N, BN)
-    group = pid // (8 * tiles_n)
-    height = tl.minimum(tiles_m - group * 8, 8)
-    within = pid % (8 * tiles_n)
-    return group * 8 + within % height, within // height
 
 
 @triton.jit
@@ -65,16 +54,13 @@ def int8_kernel(
         else:
             right = tl.load(b_row + k[None, :], (n < N)[:, None] & (k < K)[None, :], 0)
         acc = tl.dot(left, tl.trans(right), acc, out_dtype=tl.int32)
-    mask = (m < M)[:, None] & (n < N)[None, :]
-    at = m.to(tl.int64)[:, None] * N + n[None, :]
     if x_scale is None:
-        tl.store(out + at, acc, mask)
+        at = m.to(tl.int64)[:, None] * N + n[None, :]
+        tl.store(out + at, acc, (m < M)[:, None] & (n < N)[None, :])
     else:
         y = acc.to(tl.float32) * tl.load(x_scale + m, m < M, 0.0)[:, None]
         y = y * tl.load(weight_scale + n, n < N, 0.0)[None, :]
-        if bias is not None:
-            y += widen(tl.load(bias + n, n < N, 0.0))[None, :]
-        tl.store(out + at, round_to(activate(y, ACTIVATION), out.dtype.element_ty), mask)
+        store_finished(out, y, bias, m, n, M, N, ACTIVATION)
 
 
 def _config(bm: int, bn: int, bk: int, warps: int, stages: int) -> Config:

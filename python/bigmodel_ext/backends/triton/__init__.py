@@ -15,7 +15,7 @@ from torch import Tensor
 
 from bigmodel_ext import _dispatch, _ops
 from bigmodel_ext._dispatch import Candidate
-from bigmodel_ext.backends.triton import dropout, int8
+from bigmodel_ext.backends.triton import blocks, dropout, int8
 
 
 def _double(x: Tensor) -> str | None:
@@ -46,9 +46,18 @@ def _register(device: str) -> None:
         "quantize_rows": (int8.quantize_rows,),
         "int8_mm": (int8.int8_mm,),
         "int8_linear": (int8.int8_linear,),
+        "int8_weight_only_linear": (int8.int8_weight_only_linear,),
+        "block_sparse_linear": (blocks.block_sparse_linear,),
+        "block_sparse_linear_grad_input": (blocks.block_sparse_linear_grad_input,),
+        "block_sparse_linear_grad_values": (blocks.block_sparse_linear_grad_values,),
+        "semi_sparse_linear": (blocks.semi_sparse_linear,),
+        "semi_sparse_linear_grad_input": (blocks.semi_sparse_linear_grad_input,),
+        "semi_sparse_linear_grad_values": (blocks.semi_sparse_linear_grad_values,),
         "fused_dropout": (dropout.fused_dropout,),
         "fused_dropout_backward": (dropout.fused_dropout_backward,),
         "fused_dropout_backward_bias": (dropout.fused_dropout_backward_bias,),
+        "fused_dropout_norm": (dropout.fused_dropout_norm, _row_too_long),
+        "fused_dropout_norm_backward": (dropout.fused_dropout_norm_backward, _row_too_long),
     }
     _dispatch.register(device, {name: _candidate(name, *rest) for name, rest in kernels.items()})
 

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-LONGEST_NORM = 16384  # features of a row that a block holds in registers
+LONGEST_NORM = 8192  # features of a row that a block holds in registers, in the backward pass too
 
 
 def _bias(x: Tensor, bias: Tensor | None) -> Tensor | None:
@@ -42,3 +42,47 @@ def fused_dropout_backward_bias(
 ) -> tuple[Tensor, Tensor]:
     dx = fused_dropout_backward(grad, x, bias, seed, p, activation)
     return dx, dx.reshape(math.prod(dx.shape[:-1]), dx.shape[-1]).sum(0, dtype=torch.float32)
+
+
+def _like(x: Tensor | None) -> Tensor | None:
+    return None if x is None else (x.float() if x.dtype is torch.float64 else x).contiguous()
+
+
+def fused_dropout_norm(
+    x: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    seed: Tensor | None,
+    weight: Tensor | None,
+    norm_bias: Tensor | None,
+    p: float,
+    activation: str,
+    norm: str,
+    eps: float,
+) -> tuple[Tensor, ...]:
+    from bigmodel_ext.triton_kernels import fused_dropout_norm as kernels
+
+    floats = (_like(bias), _like(residual), seed, _like(weight), _like(norm_bias))
+    return kernels.forward(x.contiguous(), *floats, p, activation, norm, eps)
+
+
+def fused_dropout_norm_backward(
+    grad_y: Tensor,
+    grad_h: Tensor | None,
+    h: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    x: Tensor,
+    bias: Tensor | None,
+    seed: Tensor | None,
+    weight: Tensor | None,
+    p: float,
+    activation: str,
+    norm: str,
+) -> tuple[Tensor, ...]:
+    from bigmodel_ext.triton_kernels import fused_dropout_norm as kernels
+
+    saved = (h.contiguous(), mean.contiguous(), rstd.contiguous(), x.contiguous(), _like(bias))
+    return kernels.backward(
+        grad_y.contiguous(), _like(grad_h), *saved, seed, _like(weight), p, activation, norm
+    )

@@ -32,3 +32,12 @@ def int8_linear(
     scales = weight_scale.contiguous()
     out = kernels.run(rows_of(x), weight.contiguous(), scales, bias_of(bias), activation, input_scale)
     return out.view(*x.shape[:-1], out.shape[1])
+
+
+def int8_weight_only_linear(
+    x: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | None, activation: str = "none"
+) -> Tensor:
+    from bigmodel_ext.triton_kernels import int8_weight_only_linear as kernels
+
+    out = kernels.run(rows_of(x), weight.contiguous(), weight_scale.contiguous(), bias_of(bias), activation)
+    return out.view(*x.shape[:-1], out.shape[1])
