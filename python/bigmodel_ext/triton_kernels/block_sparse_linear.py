@@ -83,7 +83,7 @@ def block_values_kernel(
 
 def configs(m: int, dtype: torch.dtype) -> list[Config]:
     if interpreted():
-        return [Config({"BM": min(64, power_of_2(m, 16))}, 4, 1)]
+        return [Config({"BM": min(256, power_of_2(m, 16))}, 4, 1)]
     if m <= 16:
         return [Config({"BM": 16}, 4, 3), Config({"BM": 16}, 2, 4)]
     if dtype == torch.float32:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from bigmodel_ext import _dispatch, _ops
 from bigmodel_ext._dispatch import Candidate
-from bigmodel_ext.backends.triton import blocks, dropout, int8
+from bigmodel_ext.backends.triton import binary_coded, blocks, dropout, int8, sparse
 
 
 def _double(x: Tensor) -> str | None:
@@ -47,6 +47,11 @@ def _register(device: str) -> None:
         "int8_mm": (int8.int8_mm,),
         "int8_linear": (int8.int8_linear,),
         "int8_weight_only_linear": (int8.int8_weight_only_linear,),
+        "int8_sparse_linear": (sparse.int8_sparse_linear,),
+        "binary_coded_linear": (binary_coded.binary_coded_linear,),
+        "sparse_linear": (sparse.sparse_linear,),
+        "sparse_linear_grad_input": (sparse.sparse_linear_grad_input,),
+        "sparse_linear_grad_values": (sparse.sparse_linear_grad_values,),
         "block_sparse_linear": (blocks.block_sparse_linear,),
         "block_sparse_linear_grad_input": (blocks.block_sparse_linear_grad_input,),
         "block_sparse_linear_grad_values": (blocks.block_sparse_linear_grad_values,),
