@@ -4,6 +4,7 @@ backend only and raises if it can't be had."""
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ import torch
 
 from bigmodel_ext import _native, _ops, _reference
 
-BACKENDS = ("cpu", "cuda", "emulated", "reference")
+BACKENDS = ("cpu", "cuda", "emulated", "triton", "reference")
 
 
 def never(x: torch.Tensor) -> str | None:
@@ -63,6 +64,7 @@ def _checked_reference(name: str) -> Candidate:
 
 
 _NO_KERNEL = frozenset({"dropout_seed"})  # torch's own generator: the reference is the only implementation
+_CONVERSIONS = frozenset({"pack_panel_csr", "ising_start", "ising_descend"})  # make weights; the CPU alone has kernels
 
 _table: dict[tuple[str, str], list[Candidate]] = {}
 
@@ -79,13 +81,26 @@ def forced_backend() -> str | None:
         raise RuntimeError("BIGMODEL_BACKEND=cuda can't be had: torch.cuda.is_available() is False")
     if name == "emulated" and not _native.has_emulated():
         raise RuntimeError("BIGMODEL_BACKEND=emulated can't be had: bigmodel_ext was built without BIGMODEL_EMULATE")
+    if name == "triton":
+        problem = why_no_triton()
+        if problem is not None:
+            raise RuntimeError(f"BIGMODEL_BACKEND=triton can't be had: {problem}")
     return name
+
+
+def why_no_triton() -> str | None:
+    """What keeps Triton's kernels from running here, in its interpreter too; it is not imported to find out."""
+    if importlib.util.find_spec("triton") is None:
+        return "triton is not installed"
+    if torch.cuda.is_available() or os.environ.get("TRITON_INTERPRET") == "1":
+        return None
+    return "torch.cuda.is_available() is False, and TRITON_INTERPRET is not 1"
 
 
 def _default(name: str) -> Candidate:
     """What runs where no kernel is registered: the reference, unless another backend is forced."""
     forced = forced_backend()
-    if forced in (None, "reference") or name in _NO_KERNEL:
+    if forced in (None, "reference") or name in _NO_KERNEL or (name in _CONVERSIONS and forced != "cpu"):
         return _checked_reference(name)
 
     def refuse(*args: Any) -> Any:
@@ -95,13 +110,16 @@ def _default(name: str) -> Candidate:
 
 
 def register(device: str, candidates: dict[str, Candidate]) -> None:
-    """Put a backend's kernels (op name -> candidate) before the reference for tensors on `device`."""
+    """Put a backend's kernels (op name -> candidate) before the reference for tensors on `device`, and behind those of
+    backends that were registered earlier."""
     forced = forced_backend()
     for name, candidate in candidates.items():
         if forced in (None, candidate.backend):
             reference = [] if forced else [_checked_reference(name)]
-            _table[name, device] = [candidate, *reference]
-            _ops.library.impl(name, candidate.run, device.upper())
+            before = [c for c in _table.get((name, device), ()) if c.backend != "reference"]
+            _table[name, device] = [*before, candidate, *reference]
+            if not before:
+                _ops.library.impl(name, candidate.run, device.upper())
             if candidate.backend == "cpu":
                 cpu_kernels[getattr(torch.ops.bigmodel_ext, name).default] = candidate.run
 
