@@ -9,6 +9,7 @@ namespace py = pybind11;
 namespace bigmodel {
 void register_fused_dropout_cuda(py::module_& m);
 void register_emulator(py::module_& m);
+void register_fragments(py::module_& m);
 }  // namespace bigmodel
 
 #if defined(BIGMODEL_EMULATED)
@@ -26,5 +27,6 @@ PYBIND11_MODULE(_C_cuda, m) {
     }
   });
   m.def("initialize", &set_exchange_api);
+  register_fragments(m);
   register_fused_dropout_cuda(m);
 }
