@@ -57,6 +57,8 @@ template <DType T>
 void launch_sparse_tiles(SparseProduct product, const TilesArgs& args, const LinearEpilogue& epilogue,
                          cudaStream_t stream);
 
+void launch_sparse_int8_tiles(const BitsArgs& args, const LinearEpilogue& epilogue, cudaStream_t stream);
+
 // Elements of 2 or 4 bytes; dense is aligned to 16 bytes. `spread`: values -> dense [n,k]; else dense -> values.
 void launch_sparse_dense(const SparseBits& w, void* values, void* dense, int bytes, bool spread, cudaStream_t stream);
 

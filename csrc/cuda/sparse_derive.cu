@@ -24,7 +24,7 @@ __global__ void sparse_derive_kernel(Pattern p, uint4* masks, uint2* units, int 
   int i = p.crow[segment], last = -1;
   const int end = p.crow[segment + 1];
   for (int first = 0; first < width; first += kUnit) {
-    uint32_t word[kUnitWords] = {}, before[kUnitWords + 1] = {};
+    uint32_t word[kUnitWords] = {};
     const int start = i;
     for (; i < end && p.col[i] < first + kUnit; ++i) {
       const int column = p.col[i];
@@ -34,15 +34,14 @@ __global__ void sparse_derive_kernel(Pattern p, uint4* masks, uint2* units, int 
       }
       last = column;
 #pragma unroll
-      for (int w = 0; w < kUnitWords; ++w) {
+      for (int w = 0; w < kUnitWords; ++w)
         if ((column - first) / 32 == w) word[w] |= 1u << column % 32;
-        if ((column - first) / 32 <= w) ++before[w + 1];
-      }
     }
     if (masks) {
       const int64_t unit = static_cast<int64_t>(row) * row_units + (panel * p.panel + first) / kUnit;
       masks[unit] = make_uint4(word[0], word[1], word[2], word[3]);
-      units[unit] = make_uint2(start, before[1] | before[2] << 8 | before[3] << 16 | before[4] << 24);
+      const uint32_t one = __popc(word[0]), two = one + __popc(word[1]), three = two + __popc(word[2]);
+      units[unit] = make_uint2(start, one | two << 8 | three << 16 | (three + __popc(word[3])) << 24);
     }
   }
   if (i < end) *wrong = 1;

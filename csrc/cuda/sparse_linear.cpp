@@ -85,7 +85,7 @@ BitsArgs bits_args(const View& x, const Matrix& matrix, const View* values, cons
   check_ndim(*values, "values", 1);
   check_contiguous(*values, "values");
   const auto address = reinterpret_cast<uintptr_t>(values->data);
-  a.skip = static_cast<uint32_t>(address % 16 / 2);
+  a.skip = static_cast<uint32_t>(address % 16 / (x.dtype == DType::i32 ? 4 : 2));
   a.values = reinterpret_cast<const void*>(address / 16 * 16);
   a.stored = values->sizes[0] + a.skip;
   return a;
@@ -170,6 +170,19 @@ void sparse_tiles_cuda(SparseProduct product, const View& a, const View* b, cons
   const DeviceGuard guard(a.device);
   a.dtype == DType::bf16 ? launch_sparse_tiles<DType::bf16>(product, t, e, as_stream(stream))
                          : launch_sparse_tiles<DType::f16>(product, t, e, as_stream(stream));
+}
+
+void sparse_int8_tiles_cuda(const View& x, const View& values, const SparseMasks& w, const SparseEpilogue& epilogue,
+                            const View& out, void* stream) {
+  check_dtype(x, "x", DType::i32);
+  const Matrix matrix = check_matrix(x, "x", 16);
+  const SparseBits bits = check_masks(w);
+  check_size(x, "x", 1, w.k);
+  const LinearEpilogue e = check_epilogue(epilogue, out, matrix.rows, bits.n);
+  const BitsArgs a = bits_args(x, matrix, &values, bits);
+  if (matrix.rows == 0 || bits.n == 0) return;
+  const DeviceGuard guard(x.device);
+  launch_sparse_int8_tiles(a, e, as_stream(stream));
 }
 
 void sparse_dense_cuda(const View& values, const SparseMasks& w, const View& dense, bool spread, void* stream) {

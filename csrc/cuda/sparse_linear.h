@@ -4,9 +4,11 @@
 //   sparse_rows   few rows of x: a warp to a row of W; runs, values and column bytes are streamed once
 //   sparse_bits   few rows of x, 16-bit: the same with masks in the place of column bytes
 //   sparse_tiles  more rows, 16-bit: tiles of W become dense in shared memory and are multiplied by tensor cores
+//   sparse_int8_tiles  the same in int8
 //   sparse_dense  many rows: all of W becomes dense for a dense product, or its stored entries are taken out of one
 //
-// In the last two what is not stored counts as 0, so that NaN and infinities in x reach all of their row of y.
+// In tiles and in dense products what is not stored counts as 0, so that NaN and infinities in x reach all of their row
+// of y.
 //
 // The order of every sum is fixed: the same result in every run.
 #pragma once
@@ -49,6 +51,10 @@ enum class SparseProduct { forward, grad_input, grad_values };
 // both with values of a's dtype. grad_values: a = grad [M,N], b = x [M,K] -> out [nnz].
 void sparse_tiles_cuda(SparseProduct product, const View& a, const View* b, const View* values, const SparseMasks& w,
                        const SparseEpilogue& epilogue, const View& out, void* stream);
+
+// x int32 [M,k], words of four int8, rows aligned to 16 bytes; values int32 [nnz] -> out [M,N].
+void sparse_int8_tiles_cuda(const View& x, const View& values, const SparseMasks& w, const SparseEpilogue& epilogue,
+                            const View& out, void* stream);
 
 // spread: values -> dense [N,k], zeros where nothing is stored; else the stored entries of dense -> values. Elements of
 // 2 or 4 bytes.

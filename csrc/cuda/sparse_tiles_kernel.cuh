@@ -2,8 +2,7 @@
 // sparse is what is loaded, dense what is multiplied. sparse_tiles_<dtype>.cu instantiate it.
 //
 // A block's step takes 64 rows of W and one unit of 128 columns: each warp copies the masks and values of eight rows to
-// shared memory (sparse_stage.cuh), two steps ahead, and spreads them there into a dense tile. Tiles' rows are 128 or
-// 256 bytes in chunks of 16 that change places by row, so that eight rows' chunks are in different banks.
+// shared memory (sparse_stage.cuh), two steps ahead, and spreads them there into a dense tile (warp_tiles.cuh).
 //
 //   product       block's output     A, its tile            B, its tile                            a step takes
 //   forward       kM rows x 64 n     x [kM][128 k]          W [64 n][128 k]                        128 of K
@@ -16,18 +15,14 @@
 #include "launch.h"
 #include "linear_epilogue.h"
 #include "sparse_stage.cuh"
+#include "warp_tiles.cuh"
 
 namespace bigmodel {
 namespace {
 
-constexpr int kWarps = 8, kThreads = 32 * kWarps, kSlots = 2, kTileRows = 64, kWarpRows = kTileRows / kWarps;
+constexpr int kSlots = 2, kTileRows = 64, kWarpRows = kTileRows / kWarps;
 constexpr int kWide = 2 * kUnit;        // bytes of a tile's row of 128 columns
 constexpr int kNarrow = 2 * kTileRows;  // and of 64
-
-template <int kRowBytes>
-__device__ __forceinline__ uint32_t place(int row, int chunk) {
-  return static_cast<uint32_t>(row * kRowBytes + (chunk ^ (row & 7)) * 16);
-}
 
 template <SparseProduct kProduct, int kM>
 struct Shape {
@@ -35,11 +30,11 @@ struct Shape {
   static constexpr int kARows = kValues ? kTileRows : kM, kABytes = kForward ? kWide : kNarrow;
   static constexpr int kOutRows = kValues ? kTileRows : kM, kOutColumns = kForward ? kTileRows : kUnit;
   static constexpr int kDepth = kForward ? kUnit : kTileRows;                  // of the sum that a step adds up
-  static constexpr int kWarpsM = kOutRows / 16, kWarpsN = kWarps / kWarpsM;    // a warp has 16 rows
-  static constexpr int kPairs = kOutColumns / kWarpsN / 16;                    // and as many times 16 columns
   static constexpr int kASlot = kARows * kABytes, kBTile = kTileRows * kWide;  // bytes
   static constexpr int kBSlots = kValues ? kSlots : 1;
-  static_assert(kWarpsM * kWarpsN == kWarps && kPairs >= 1, "Each warp has its part of the output.");
+  using Grid = WarpGrid<kOutRows, kOutColumns>;
+  using A = Operand<kABytes, kValues>;
+  using B = Operand<kWide, !kForward>;
 };
 
 template <typename T, SparseProduct kProduct, int kM>
@@ -47,20 +42,7 @@ struct alignas(128) TileMemory {
   using S = Shape<kProduct, kM>;
   unsigned char a[kSlots][S::kASlot], b[S::kBSlots][S::kBTile];
   UnitStage<T> stages[S::kValues ? 1 : kSlots][S::kValues ? 1 : kTileRows];
-};
-
-// kRows rows of kRowBytes from (row, column) of p [rows][columns]; zeros beyond.
-template <int kRows, int kRowBytes>
-__device__ __forceinline__ void copy_tile(uint32_t to, const uint16_t* p, int64_t stride, int64_t row, int64_t rows,
-                                          int column, int columns) {
-  constexpr int kChunks = kRowBytes / 16;
-#pragma unroll
-  for (int i = threadIdx.x; i < kRows * kChunks; i += kThreads) {
-    const int r = i / kChunks, chunk = i % kChunks, first = column + 8 * chunk;
-    const int bytes = row + r < rows ? 2 * max(min(columns - first, 8), 0) : 0;
-    ptx::copy_async_16(to + place<kRowBytes>(r, chunk), bytes ? p + (row + r) * stride + first : p, bytes);
-  }
-}
+};  // in the end, of the sums
 
 // A warp's eight rows of W: their units on the way, and their dense tile.
 template <typename T, SparseProduct kProduct>
@@ -104,34 +86,6 @@ struct WarpRows {
   }
 };
 
-template <typename T, SparseProduct kProduct, int kM>
-__device__ __forceinline__ void multiply_step(uint32_t a_tile, uint32_t b_tile, int warp, int lane,
-                                              float (&sum)[Shape<kProduct, kM>::kPairs][2][4]) {
-  using S = Shape<kProduct, kM>;
-  const int warp_m = warp / S::kWarpsN, warp_n = warp % S::kWarpsN;
-#pragma unroll
-  for (int k = 0; k < S::kDepth / 16; ++k) {
-    uint32_t a[4];
-    if constexpr (S::kValues)
-      ptx::load_matrix_transposed(
-          a, a_tile + place<S::kABytes>(16 * k + lane / 16 * 8 + lane % 8, 2 * warp_m + lane / 8 % 2));
-    else
-      ptx::load_matrix(a, a_tile + place<S::kABytes>(16 * warp_m + lane % 16, 2 * k + lane / 16));
-#pragma unroll
-    for (int p = 0; p < S::kPairs; ++p) {
-      const int pair = S::kPairs * warp_n + p;
-      uint32_t b[4];
-      if constexpr (S::kForward)
-        ptx::load_matrix(b, b_tile + place<kWide>(16 * pair + lane / 16 * 8 + lane % 8, 2 * k + lane / 8 % 2));
-      else
-        ptx::load_matrix_transposed(b, b_tile + place<kWide>(16 * k + lane % 16, 2 * pair + lane / 16));
-      const uint32_t low[2] = {b[0], b[1]}, high[2] = {b[2], b[3]};
-      multiply_tile(T{}, sum[p][0], a, low);
-      multiply_tile(T{}, sum[p][1], a, high);
-    }
-  }
-}
-
 __device__ __forceinline__ void keep_stored(const BitsArgs& a, const LinearEpilogue& e, int64_t row, int column,
                                             float v) {
   const int64_t unit = row * a.row_units + column / kUnit;
@@ -147,25 +101,27 @@ template <typename T, SparseProduct kProduct, int kM>
 __global__ void __launch_bounds__(kThreads, 2) sparse_tiles_kernel(TilesArgs t, LinearEpilogue epilogue) {
   using S = Shape<kProduct, kM>;
   auto& memory = *dynamic_shared<TileMemory<T, kProduct, kM>>();
+  static_assert(sizeof(memory) >= OutputTile<S::kOutRows, S::kOutColumns>::kBytes, "The sums have room there.");
   const BitsArgs& w = t.w;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const int64_t first_row = static_cast<int64_t>(blockIdx.y) * S::kOutRows;
   const int first_column = blockIdx.x * S::kOutColumns;
+  const typename S::Grid grid{warp, lane};
   WarpRows<T, kProduct> rows{w, static_cast<int>(blockIdx.x), warp, lane, {}, {}};
   const uint32_t a_tiles = ptx::shared_address(memory.a), b_tiles = ptx::shared_address(memory.b);
 
+  const ByteMatrix a{w.x, 2 * w.x_stride, w.m, 2 * (S::kForward ? w.k : w.n)};
   const auto copy = [&](int step, bool ahead) {
     const int slot = step % kSlots;
     if (step < t.steps) {
       const int64_t a_row = S::kValues ? static_cast<int64_t>(step) * kTileRows : first_row;
       const int a_column = S::kValues ? static_cast<int>(first_row) : step * S::kDepth;
-      copy_tile<S::kARows, S::kABytes>(a_tiles + slot * S::kASlot, static_cast<const uint16_t*>(w.x), w.x_stride, a_row,
-                                       w.m, a_column, S::kForward ? w.k : w.n);
+      copy_tile<S::kARows, S::kABytes>(a_tiles + slot * S::kASlot, a, a_row, 2 * a_column);
       if constexpr (S::kValues)
-        copy_tile<kTileRows, kWide>(b_tiles + slot * S::kBTile, static_cast<const uint16_t*>(t.b), t.b_stride, a_row,
-                                    w.m, first_column, w.k);
+        copy_tile<kTileRows, kWide>(b_tiles + slot * S::kBTile, {t.b, 2 * t.b_stride, w.m, 2 * w.k}, a_row,
+                                    2 * first_column);
+      if constexpr (!S::kValues) rows.copy(step, ahead, memory.stages[slot]);
     }
-    if constexpr (!S::kValues) rows.copy(step, ahead, memory.stages[slot]);
     ptx::commit_async();
   };
 
@@ -174,7 +130,7 @@ __global__ void __launch_bounds__(kThreads, 2) sparse_tiles_kernel(TilesArgs t, 
     rows.next = rows.load(4);
   }
   for (int step = 0; step < kSlots; ++step) copy(step, false);
-  float sum[S::kPairs][2][4] = {};
+  float sum[S::Grid::kPairs][2][4] = {};
   for (int step = 0; step < t.steps; ++step) {
     const int slot = step % kSlots;
     ptx::wait_async<kSlots - 1>();
@@ -187,25 +143,21 @@ __global__ void __launch_bounds__(kThreads, 2) sparse_tiles_kernel(TilesArgs t, 
       rows.spread(step, memory.stages[slot], memory.b[0]);
     }
     __syncthreads();  // the tiles are there
-    multiply_step<T, kProduct, kM>(a_tiles + slot * S::kASlot, b_tiles + (S::kValues ? slot * S::kBTile : 0), warp,
-                                   lane, sum);
+    multiply_tiles<T, typename S::A, typename S::B, S::kDepth / 16>(
+        a_tiles + slot * S::kASlot, b_tiles + (S::kValues ? slot * S::kBTile : 0), grid, sum);
     __syncthreads();  // and are done with
     copy(step + kSlots, (step + kSlots) / 4 != step / 4);
   }
 
-  const int warp_m = warp / S::kWarpsN, warp_n = warp % S::kWarpsN;
-#pragma unroll
-  for (int p = 0; p < S::kPairs; ++p)
-#pragma unroll
-    for (int i = 0; i < 8; ++i) {
-      const int64_t row = first_row + 16 * warp_m + lane / 4 + i % 4 / 2 * 8;
-      const int column = first_column + 16 * (S::kPairs * warp_n + p) + i / 4 * 8 + lane % 4 * 2 + i % 2;
-      if (row >= (S::kValues ? w.n : w.m) || column >= (S::kForward ? w.n : w.k)) continue;
-      if constexpr (S::kValues)
-        keep_stored(w, epilogue, row, column, sum[p][i / 4][i % 4]);
-      else
-        finish(epilogue, row, column, sum[p][i / 4][i % 4]);
-    }
+  OutputTile<S::kOutRows, S::kOutColumns>::finish_all(&memory, grid, sum, [&](int r, int c, float v) {
+    const int64_t row = first_row + r;
+    const int column = first_column + c;
+    if (row >= (S::kValues ? w.n : w.m) || column >= (S::kForward ? w.n : w.k)) return;
+    if constexpr (S::kValues)
+      keep_stored(w, epilogue, row, column, v);
+    else
+      finish(epilogue, row, column, v);
+  });
 }
 
 template <typename T, SparseProduct kProduct, int kM>

@@ -50,6 +50,20 @@ void run_sparse_bits(py::handle x, py::handle values, py::handle masks, py::hand
       : sparse_tiles_cuda(SparseProduct::forward, vx, nullptr, &*vvalues, w, epilogue, *vout, stream);
 }
 
+void run_sparse_int8_tiles(py::handle x, py::handle values, py::handle masks, py::handle units, py::handle bias,
+                           py::handle scale, py::handle weight_scale, py::handle out, const char* activation) {
+  const View vx = device_view(x, "x");
+  const auto vvalues = device_view(values, "values", vx), vmasks = device_view(masks, "masks", vx),
+             vunits = device_view(units, "units", vx), vbias = device_view(bias, "bias", vx),
+             vscale = device_view(scale, "scale", vx), vweight_scale = device_view(weight_scale, "weight_scale", vx),
+             vout = device_view(out, "out", vx);
+  const SparseEpilogue epilogue{sparse_argument(vbias), sparse_argument(vscale), sparse_argument(vweight_scale),
+                                activation};
+  void* stream = current_stream(vx);
+  py::gil_scoped_release unlocked;
+  sparse_int8_tiles_cuda(vx, *vvalues, {*vmasks, *vunits, vx.sizes[vx.ndim - 1]}, epilogue, *vout, stream);
+}
+
 void run_sparse_grad_input(py::handle grad, py::handle values, py::handle masks, py::handle units, py::handle out) {
   const View g = device_view(grad, "grad");
   const auto vvalues = device_view(values, "values", g), vmasks = device_view(masks, "masks", g),
@@ -87,6 +101,7 @@ void register_sparse_linear_cuda(py::module_& m) {
   m.def("sparse_derive", run_sparse_derive);
   m.def("sparse_rows", run_sparse_rows);
   m.def("sparse_bits", run_sparse_bits);
+  m.def("sparse_int8_tiles", run_sparse_int8_tiles);
   m.def("sparse_grad_input", run_sparse_grad_input);
   m.def("sparse_grad_values", run_sparse_grad_values);
   m.def("sparse_dense", run_sparse_dense);

@@ -30,6 +30,7 @@ def _candidates(backend: str, native: Any) -> dict[str, Candidate]:
         ),
         "pack_panel_csr": Candidate(backend, partial(sparse.pack_panel_csr, native)),
         "sparse_linear": Candidate(backend, partial(sparse.sparse_linear, native), _double),
+        "int8_sparse_linear": Candidate(backend, partial(sparse.int8_sparse_linear, native)),
         "sparse_linear_grad_input": Candidate(backend, partial(sparse.sparse_linear_grad_input, native), _double),
         "sparse_linear_grad_values": Candidate(backend, partial(sparse.sparse_linear_grad_values, native), _double),
     }

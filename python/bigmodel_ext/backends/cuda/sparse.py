@@ -148,3 +148,36 @@ def sparse_linear_grad_values(
     else:
         native.sparse_grad_values(_aligned(g), _aligned(rows), masks, units, out)
     return out if source is None else torch.empty_like(out).index_copy_(0, source, out)
+
+
+def int8_sparse_linear(
+    native: Any,
+    x: Tensor,
+    values: Tensor,
+    crow: Tensor,
+    col: Tensor,
+    weight_scale: Tensor,
+    row_sum: Tensor,
+    bias: Tensor | None,
+    panel: int,
+    order: Tensor | None = None,
+    activation: str = "none",
+) -> Tensor:
+    _checks.check_int8_sparse_linear(x, values, crow, col, weight_scale, row_sum, bias, panel, order, activation)
+    rows, n = _matrix(x), weight_scale.shape[0]
+    m, k = rows.shape
+    out = x.new_empty((m, n))
+    pattern = _pattern(native, crow, col, order, n, -(-k // 4), panel)
+    if out.numel():
+        q, scale = torch.ops.bigmodel_ext.quantize_rows(rows)
+        q = torch.nn.functional.pad(q, (0, -k % 16)) if k % 16 else q  # whole words, and rows aligned
+        words = q.view(torch.int32)[:, : pattern.k]
+        blocks = values.contiguous().view(-1).view(torch.int32)
+        epilogue = (_bias(bias), scale, weight_scale.contiguous(), out, activation)
+        if m <= FEW_ROWS or k == 0:
+            native.sparse_rows(words, blocks, pattern.col, sparse_patterns.runs(pattern), panel, *epilogue)
+        else:
+            masks, units, source = sparse_patterns.bits(native, pattern)
+            blocks = blocks if source is None else blocks[source]
+            native.sparse_int8_tiles(words, blocks, masks, units, *epilogue)
+    return out.view(*x.shape[:-1], n)
