@@ -1,23 +1,14 @@
 """sparse_linear and its gradients on input that is damaged or bad: refused, or kept inside what was passed."""
 
-import contextlib
-
 import pytest
 import torch
 from bigmodel_ext import functional as F
 from bigmodel_ext.backends import transposed
 from bigmodel_ext.formats import csr
-from sparse_cases import OTHER_KERNELS, sparse_weight
+from sparse_cases import refused_when_read, sparse_weight
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 ops = torch.ops.bigmodel_ext
-
-
-def refused_when_read(transposes=False):
-    """Deriving another form of the pattern reads all of it, so there mistakes are found instead of survived: kernels of
-    a GPU always do, those of the CPU transpose it for many rows."""
-    named = "col or order names|a column twice in one row"
-    return pytest.raises(ValueError, match=named) if transposes or OTHER_KERNELS else contextlib.nullcontext()
 
 
 @pytest.mark.parametrize("m", [1, 5, 64])

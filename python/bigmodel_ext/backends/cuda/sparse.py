@@ -171,7 +171,7 @@ def int8_sparse_linear(
     if out.numel():
         q, scale = torch.ops.bigmodel_ext.quantize_rows(rows)
         q = torch.nn.functional.pad(q, (0, -k % 16)) if k % 16 else q  # whole words, and rows aligned
-        words = q.view(torch.int32)[:, : pattern.k]
+        words = q.view(torch.int32)[:, : pattern.k] if k else q.to(torch.int32)
         blocks = values.contiguous().view(-1).view(torch.int32)
         epilogue = (_bias(bias), scale, weight_scale.contiguous(), out, activation)
         if m <= FEW_ROWS or k == 0:
