@@ -18,6 +18,15 @@ __global__ void reverse_kernel(const int* in, int* out) {
   out[threadIdx.x] = shared[blockDim.x - 1 - threadIdx.x];
 }
 
+__global__ void reverse_twice_kernel(const int* in, int* out) {
+  int* shared = dynamic_shared<int>();
+  shared[threadIdx.x] = in[threadIdx.x];
+  __syncthreads();
+  const int v = shared[blockDim.x - 1 - threadIdx.x];
+  __syncthreads();  // nothing is written behind it
+  out[threadIdx.x] = v;
+}
+
 __global__ void rotate_kernel(int steps, const int* in, int* out) {
   int* shared = dynamic_shared<int>();
   int v = in[threadIdx.x];
@@ -116,7 +125,10 @@ __global__ void conflicts_kernel(int stride) {
   for (int i = threadIdx.x; i < 32 * stride / 4; i += 32) reinterpret_cast<int*>(shared)[i] = i;
   __syncthreads();
   uint32_t r[4];
-  ptx::load_matrix(r, ptx::shared_address(shared) + threadIdx.x * stride);
+  const uint32_t row = ptx::shared_address(shared) + threadIdx.x * stride;
+  ptx::load_matrix(r, row);
+  ptx::store_shared_16(row, {1, 2, 3, 4});
+  for (int i = 0; i < 3; ++i) ptx::load_shared_16(row - threadIdx.x % 2 * stride);  // pairs of lanes read the same
 }
 
 __global__ void divergent_barrier_kernel() {
@@ -175,6 +187,10 @@ __global__ void disorder_kernel() {
 void reverse(int threads, const int* in, int* out) {
   launch("reverse", reverse_kernel, {1u, static_cast<unsigned>(threads), sizeof(int) * static_cast<size_t>(threads)},
          in, out);
+}
+void reverse_twice(int threads, const int* in, int* out) {
+  launch("reverse_twice", reverse_twice_kernel,
+         {1u, static_cast<unsigned>(threads), sizeof(int) * static_cast<size_t>(threads)}, in, out);
 }
 void rotate(int threads, int steps, const int* in, int* out) {
   launch("rotate", rotate_kernel, {1u, static_cast<unsigned>(threads), sizeof(int) * static_cast<size_t>(threads)},
