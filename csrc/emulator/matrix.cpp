@@ -52,10 +52,12 @@ void load_matrices(LoadMatrix* const* lanes, uint32_t, Site site) {
   }
 }
 
-// A's rows and B's columns along K, widened; A with zeros where nothing was kept.
+// A's rows and B's columns along K, widened. Of a sparse A what is kept, and where along K it stands: what is not kept
+// sees nothing of B, NaN neither.
 template <typename T>
 struct Operands {
-  T a[kRows][64], b[kColumns][64];
+  T a[kRows][32], b[kColumns][64];
+  int at[kRows][32];
 };
 
 template <typename T>
@@ -76,22 +78,19 @@ template <typename T>
 void gather(Mma* const* lanes, int per_unit, int k, Operands<T>& o, Site site) {
   const Element kind = lanes[0]->element;
   const int selector = lanes[0]->selector;
-  if (selector >= 0) std::memset(o.a, 0, sizeof o.a);
   for (int row = 0; row < kRows; ++row) {
     int before = -1;
     for (int i = 0; i < kUnits * per_unit; ++i) {
       const int unit = i / per_unit;
-      const T v = element<T>(lanes[row % 8 * 4 + unit % 4]->a[row / 8 + unit / 4 * 2], i % per_unit, kind);
-      if (selector < 0) {
-        o.a[row][i] = v;
-        continue;
-      }
+      o.a[row][i] = element<T>(lanes[row % 8 * 4 + unit % 4]->a[row / 8 + unit / 4 * 2], i % per_unit, kind);
+      o.at[row][i] = i;
+      if (selector < 0) continue;
       const int p = position(lanes, row, i, per_unit, selector);
       if (i % 2 && p <= before)
         fail(site, "mma.sp: positions " + std::to_string(before) + ", " + std::to_string(p) + " of row " +
                        std::to_string(row) + " are not in order");
       before = p;
-      o.a[row][i / 2 * 4 + p] = v;
+      o.at[row][i] = i / 2 * 4 + p;
     }
   }
   for (int column = 0; column < kColumns; ++column)
@@ -101,12 +100,12 @@ void gather(Mma* const* lanes, int per_unit, int k, Operands<T>& o, Site site) {
     }
 }
 
-template <typename T, int kDepth>
+template <typename T, int kKept>
 void multiply(Mma* const* lanes, const Operands<T>& o) {
   for (int row = 0; row < kRows; ++row)
     for (int column = 0; column < kColumns; ++column) {
       T sum = 0;
-      for (int i = 0; i < kDepth; ++i) sum += o.a[row][i] * o.b[column][i];
+      for (int i = 0; i < kKept; ++i) sum += o.a[row][i] * o.b[column][o.at[row][i]];
       static_cast<T*>(lanes[row % 8 * 4 + column / 2]->d)[row / 8 * 2 + column % 2] += sum;
     }
 }
@@ -116,11 +115,11 @@ void multiply_all(Mma* const* lanes, uint32_t, Site site) {
   if (lanes[0]->element == Element::s8) {
     Operands<int32_t> o;
     gather(lanes, 4, sparse ? 64 : 32, o, site);
-    sparse ? multiply<int32_t, 64>(lanes, o) : multiply<int32_t, 32>(lanes, o);
+    multiply<int32_t, 32>(lanes, o);
   } else {
     Operands<float> o;
     gather(lanes, 2, sparse ? 32 : 16, o, site);
-    sparse ? multiply<float, 32>(lanes, o) : multiply<float, 16>(lanes, o);
+    multiply<float, 16>(lanes, o);
   }
 }
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from bigmodel_ext import _dispatch, _native
 from bigmodel_ext._dispatch import Candidate
-from bigmodel_ext.backends.cuda import dropout
+from bigmodel_ext.backends.cuda import blocks, dropout
 
 
 def _double(x: Tensor) -> str | None:
@@ -28,6 +28,7 @@ def _candidates(backend: str, native: Any) -> dict[str, Candidate]:
         "fused_dropout_backward_bias": Candidate(
             backend, partial(dropout.fused_dropout_backward_bias, native), _double
         ),
+        "semi_sparse_linear": Candidate(backend, partial(blocks.semi_sparse_linear, native), _double),
     }
 
 
