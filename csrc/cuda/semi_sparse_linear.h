@@ -16,5 +16,11 @@ enum class SemiShape { automatic, few_rows, some_rows, medium, large };
 // x [M][>= K], out [M][N]; bias float32 [N] or null.
 void semi_sparse_linear_cuda(const View& x, const View& values, const View& index, const View* bias, const View& out,
                              SemiShape shape, void* stream);
+// grad [M][>= N], out [M][K].
+void semi_sparse_linear_grad_input_cuda(const View& grad, const View& values, const View& index, const View& out,
+                                        void* stream);
+// grad [M][>= N], x [M][>= K], out as values; n and k are N and K.
+void semi_sparse_linear_grad_values_cuda(const View& grad, const View& x, const View& index, const View& out, int64_t n,
+                                         int64_t k, void* stream);
 
 }  // namespace bigmodel

@@ -8,6 +8,7 @@ namespace py = pybind11;
 
 namespace bigmodel {
 void register_fused_dropout_cuda(py::module_& m);
+void register_block_sparse_linear_cuda(py::module_& m);
 void register_semi_sparse_linear_cuda(py::module_& m);
 void register_emulator(py::module_& m);
 }  // namespace bigmodel
@@ -28,5 +29,6 @@ PYBIND11_MODULE(_C_cuda, m) {
   });
   m.def("initialize", &set_exchange_api);
   register_fused_dropout_cuda(m);
+  register_block_sparse_linear_cuda(m);
   register_semi_sparse_linear_cuda(m);
 }

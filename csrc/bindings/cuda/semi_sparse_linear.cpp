@@ -26,6 +26,23 @@ void register_semi_sparse_linear_cuda(py::module_& m) {
       },
       py::arg("x"), py::arg("values"), py::arg("index"), py::arg("bias"), py::arg("out"),
       py::arg("shape") = SemiShape::automatic);
+  m.def("semi_sparse_linear_grad_input", [](py::handle grad, py::handle values, py::handle index, py::handle out) {
+    const View vgrad = device_view(grad, "grad");
+    const View vvalues = *device_view(values, "values", vgrad), vindex = *device_view(index, "index", vgrad);
+    const View vout = *device_view(out, "out", vgrad);
+    void* stream = current_stream(vgrad);
+    py::gil_scoped_release unlocked;
+    semi_sparse_linear_grad_input_cuda(vgrad, vvalues, vindex, vout, stream);
+  });
+  m.def("semi_sparse_linear_grad_values",
+        [](py::handle grad, py::handle x, py::handle index, py::handle out, int64_t n, int64_t k) {
+          const View vgrad = device_view(grad, "grad");
+          const View vx = *device_view(x, "x", vgrad), vindex = *device_view(index, "index", vgrad);
+          const View vout = *device_view(out, "out", vgrad);
+          void* stream = current_stream(vgrad);
+          py::gil_scoped_release unlocked;
+          semi_sparse_linear_grad_values_cuda(vgrad, vx, vindex, vout, n, k, stream);
+        });
 }
 
 }  // namespace bigmodel

@@ -28,7 +28,11 @@ def _candidates(backend: str, native: Any) -> dict[str, Candidate]:
         "fused_dropout_backward_bias": Candidate(
             backend, partial(dropout.fused_dropout_backward_bias, native), _double
         ),
-        "semi_sparse_linear": Candidate(backend, partial(blocks.semi_sparse_linear, native), _double),
+        **{
+            f"{layer}{part}": Candidate(backend, partial(getattr(blocks, f"{layer}{part}"), native), _double)
+            for layer in ("block_sparse_linear", "semi_sparse_linear")
+            for part in ("", "_grad_input", "_grad_values")
+        },
     }
 
 
