@@ -52,20 +52,28 @@ void load_matrices(LoadMatrix* const* lanes, uint32_t, Site site) {
   }
 }
 
-// A's rows and B's columns along K, widened. Of a sparse A what is kept, and where along K it stands: what is not kept
-// sees nothing of B, NaN neither.
-template <typename T>
-struct Operands {
-  T a[kRows][32], b[kColumns][64];
-  int at[kRows][32];
+// Operands are widened to what is multiplied: int16 and float, whose products and sums are exact or the contract's.
+template <Element kElement>
+struct Wide {
+  using Operand = float;
+  using Sum = float;
+  static constexpr int kPerUnit = 2;
+  static void widen(uint32_t unit, float* out) {
+    for (int i = 0; i < 2; ++i) {
+      const uint16_t half = static_cast<uint16_t>(unit >> (16 * i));
+      out[i] = kElement == Element::bf16 ? bf16_to_float(half) : f16_to_float(half);
+    }
+  }
 };
-
-template <typename T>
-T element(uint32_t unit, int i, Element kind) {
-  if (kind == Element::s8) return static_cast<T>(static_cast<int8_t>(unit >> (8 * i)));
-  const uint16_t half = static_cast<uint16_t>(unit >> (16 * i));
-  return static_cast<T>(kind == Element::bf16 ? bf16_to_float(half) : f16_to_float(half));
-}
+template <>
+struct Wide<Element::s8> {
+  using Operand = int16_t;
+  using Sum = int32_t;
+  static constexpr int kPerUnit = 4;
+  static void widen(uint32_t unit, int16_t* out) {
+    for (int i = 0; i < 4; ++i) out[i] = static_cast<int8_t>(unit >> (8 * i));
+  }
+};
 
 // The 2-bit position of the kept element `index` of a row.
 int position(Mma* const* lanes, int row, int index, int per_unit, int selector) {
@@ -74,52 +82,49 @@ int position(Mma* const* lanes, int row, int index, int per_unit, int selector) 
   return lanes[4 * group + 2 * selector + index / 8]->metadata >> (16 * half + index % 8 * 2) & 3;
 }
 
-template <typename T>
-void gather(Mma* const* lanes, int per_unit, int k, Operands<T>& o, Site site) {
-  const Element kind = lanes[0]->element;
-  const int selector = lanes[0]->selector;
+// Where along K the kept elements of a row of A stand.
+void locate(Mma* const* lanes, int row, int count, int per_unit, int* at, Site site) {
+  int before = -1;
+  for (int i = 0; i < count; ++i) {
+    const int p = position(lanes, row, i, per_unit, lanes[0]->selector);
+    if (i % 2 && p <= before)
+      fail(site, "mma.sp: positions " + std::to_string(before) + ", " + std::to_string(p) + " of row " +
+                     std::to_string(row) + " are not in order");
+    before = p;
+    at[i] = i / 2 * 4 + p;
+  }
+}
+
+// What is not kept of a sparse A sees nothing of B, NaN neither.
+template <Element kElement, bool kSparse>
+void multiply(Mma* const* lanes, Site site) {
+  using W = Wide<kElement>;
+  constexpr int kPer = W::kPerUnit, kUnitsOfB = kSparse ? 2 * kUnits : kUnits, kKept = kPer * kUnits;
+  typename W::Operand a[kRows][kKept], b[kColumns][kPer * kUnitsOfB];
+  int at[kRows][kKept];
   for (int row = 0; row < kRows; ++row) {
-    int before = -1;
-    for (int i = 0; i < kUnits * per_unit; ++i) {
-      const int unit = i / per_unit;
-      o.a[row][i] = element<T>(lanes[row % 8 * 4 + unit % 4]->a[row / 8 + unit / 4 * 2], i % per_unit, kind);
-      o.at[row][i] = i;
-      if (selector < 0) continue;
-      const int p = position(lanes, row, i, per_unit, selector);
-      if (i % 2 && p <= before)
-        fail(site, "mma.sp: positions " + std::to_string(before) + ", " + std::to_string(p) + " of row " +
-                       std::to_string(row) + " are not in order");
-      before = p;
-      o.at[row][i] = i / 2 * 4 + p;
-    }
+    for (int u = 0; u < kUnits; ++u) W::widen(lanes[row % 8 * 4 + u % 4]->a[row / 8 + u / 4 * 2], a[row] + u * kPer);
+    if (kSparse) locate(lanes, row, kKept, kPer, at[row], site);
   }
   for (int column = 0; column < kColumns; ++column)
-    for (int i = 0; i < k; ++i) {
-      const int unit = i / per_unit;
-      o.b[column][i] = element<T>(lanes[column * 4 + unit % 4]->b[unit / 4], i % per_unit, kind);
-    }
-}
-
-template <typename T, int kKept>
-void multiply(Mma* const* lanes, const Operands<T>& o) {
+    for (int u = 0; u < kUnitsOfB; ++u) W::widen(lanes[column * 4 + u % 4]->b[u / 4], b[column] + u * kPer);
   for (int row = 0; row < kRows; ++row)
     for (int column = 0; column < kColumns; ++column) {
-      T sum = 0;
-      for (int i = 0; i < kKept; ++i) sum += o.a[row][i] * o.b[column][o.at[row][i]];
-      static_cast<T*>(lanes[row % 8 * 4 + column / 2]->d)[row / 8 * 2 + column % 2] += sum;
+      typename W::Sum sum = 0;
+      for (int i = 0; i < kKept; ++i) sum += a[row][i] * b[column][kSparse ? at[row][i] : i];
+      static_cast<typename W::Sum*>(lanes[row % 8 * 4 + column / 2]->d)[row / 8 * 2 + column % 2] += sum;
     }
 }
 
-void multiply_all(Mma* const* lanes, uint32_t, Site site) {
+void multiply_any(Mma* const* lanes, uint32_t, Site site) {
   const bool sparse = lanes[0]->selector >= 0;
-  if (lanes[0]->element == Element::s8) {
-    Operands<int32_t> o;
-    gather(lanes, 4, sparse ? 64 : 32, o, site);
-    multiply<int32_t, 32>(lanes, o);
-  } else {
-    Operands<float> o;
-    gather(lanes, 2, sparse ? 32 : 16, o, site);
-    multiply<float, 16>(lanes, o);
+  switch (lanes[0]->element) {
+    case Element::s8:
+      return sparse ? multiply<Element::s8, true>(lanes, site) : multiply<Element::s8, false>(lanes, site);
+    case Element::bf16:
+      return sparse ? multiply<Element::bf16, true>(lanes, site) : multiply<Element::bf16, false>(lanes, site);
+    case Element::f16:
+      return sparse ? multiply<Element::f16, true>(lanes, site) : multiply<Element::f16, false>(lanes, site);
   }
 }
 
@@ -130,6 +135,6 @@ void load_matrix(uint32_t* registers, int matrices, uint32_t row, bool transpose
   meet<LoadMatrix>("ldmatrix", kAll, own, load_matrices, site);
 }
 
-void mma(Mma own, Site site) { meet<Mma>(own.selector < 0 ? "mma" : "mma.sp", kAll, own, multiply_all, site); }
+void mma(Mma own, Site site) { meet<Mma>(own.selector < 0 ? "mma" : "mma.sp", kAll, own, multiply_any, site); }
 
 }  // namespace bigmodel::emulator

@@ -11,6 +11,7 @@ void register_fused_dropout_cuda(py::module_& m);
 void register_block_sparse_linear_cuda(py::module_& m);
 void register_semi_sparse_linear_cuda(py::module_& m);
 void register_emulator(py::module_& m);
+void register_fragments(py::module_& m);
 }  // namespace bigmodel
 
 #if defined(BIGMODEL_EMULATED)
@@ -28,6 +29,7 @@ PYBIND11_MODULE(_C_cuda, m) {
     }
   });
   m.def("initialize", &set_exchange_api);
+  register_fragments(m);
   register_fused_dropout_cuda(m);
   register_block_sparse_linear_cuda(m);
   register_semi_sparse_linear_cuda(m);
