@@ -9,6 +9,8 @@ namespace py = pybind11;
 namespace bigmodel {
 void register_fused_dropout_cuda(py::module_& m);
 void register_sparse_linear_cuda(py::module_& m);
+void register_block_sparse_linear_cuda(py::module_& m);
+void register_semi_sparse_linear_cuda(py::module_& m);
 void register_int8_linear_cuda(py::module_& m);
 void register_emulator(py::module_& m);
 void register_fragments(py::module_& m);
@@ -32,5 +34,7 @@ PYBIND11_MODULE(_C_cuda, m) {
   register_fragments(m);
   register_fused_dropout_cuda(m);
   register_sparse_linear_cuda(m);
+  register_block_sparse_linear_cuda(m);
+  register_semi_sparse_linear_cuda(m);
   register_int8_linear_cuda(m);
 }

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from bigmodel_ext import _dispatch, _native
 from bigmodel_ext._dispatch import Candidate
-from bigmodel_ext.backends.cuda import dropout, int8, sparse
+from bigmodel_ext.backends.cuda import blocks, dropout, int8, sparse
 
 
 def _double(x: Tensor) -> str | None:
@@ -33,6 +33,11 @@ def _candidates(backend: str, native: Any) -> dict[str, Candidate]:
         "int8_sparse_linear": Candidate(backend, partial(sparse.int8_sparse_linear, native)),
         "sparse_linear_grad_input": Candidate(backend, partial(sparse.sparse_linear_grad_input, native), _double),
         "sparse_linear_grad_values": Candidate(backend, partial(sparse.sparse_linear_grad_values, native), _double),
+        **{
+            f"{layer}{part}": Candidate(backend, partial(getattr(blocks, f"{layer}{part}"), native), _double)
+            for layer in ("block_sparse_linear", "semi_sparse_linear")
+            for part in ("", "_grad_input", "_grad_values")
+        },
         "quantize_rows": Candidate(backend, partial(int8.quantize_rows, native)),
         "int8_mm": Candidate(backend, partial(int8.int8_mm, native)),
         "int8_linear": Candidate(backend, partial(int8.int8_linear, native)),
