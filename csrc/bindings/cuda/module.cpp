@@ -8,6 +8,7 @@ namespace py = pybind11;
 
 namespace bigmodel {
 void register_fused_dropout_cuda(py::module_& m);
+void register_int8_linear_cuda(py::module_& m);
 void register_emulator(py::module_& m);
 void register_fragments(py::module_& m);
 }  // namespace bigmodel
@@ -29,4 +30,5 @@ PYBIND11_MODULE(_C_cuda, m) {
   m.def("initialize", &set_exchange_api);
   register_fragments(m);
   register_fused_dropout_cuda(m);
+  register_int8_linear_cuda(m);
 }

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from bigmodel_ext import _dispatch, _native
 from bigmodel_ext._dispatch import Candidate
-from bigmodel_ext.backends.cuda import dropout
+from bigmodel_ext.backends.cuda import dropout, int8
 
 
 def _double(x: Tensor) -> str | None:
@@ -28,6 +28,9 @@ def _candidates(backend: str, native: Any) -> dict[str, Candidate]:
         "fused_dropout_backward_bias": Candidate(
             backend, partial(dropout.fused_dropout_backward_bias, native), _double
         ),
+        "quantize_rows": Candidate(backend, partial(int8.quantize_rows, native)),
+        "int8_mm": Candidate(backend, partial(int8.int8_mm, native)),
+        "int8_linear": Candidate(backend, partial(int8.int8_linear, native)),
     }
 
 
