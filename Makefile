@@ -8,9 +8,11 @@ OP_TESTS := tests/test_quantize_rows.py tests/test_int8_mm.py tests/test_int8_li
   tests/test_fused_dropout_mask.py tests/test_fused_dropout_norm.py tests/test_philox.py tests/test_formats.py tests/test_int8_conv2d.py \
   tests/test_sparse_conv2d.py tests/test_block_sparse_linear.py tests/test_semi_sparse_linear.py tests/test_block_formats.py \
   tests/test_block_layers.py tests/test_ising.py
+# Op tests that every kernel backend passes: the CUDA kernels' sources on the emulator run them here.
+EMULATED_TESTS := tests/test_fused_dropout.py tests/test_fused_dropout_mask.py
 SOURCES := $(shell find csrc python -type f -not -name '*.pyc' 2>/dev/null) CMakeLists.txt pyproject.toml
 
-.PHONY: demo build test gpu-check figures quality test-isa test-long test-install test-wheel asan bench plot lint format hooks clean
+.PHONY: demo build test test-emulated gpu-check figures quality test-isa test-long test-install test-wheel asan bench plot lint format hooks clean
 .DELETE_ON_ERROR:
 
 # Torch first and pinned: a plain `torch` pulls gigabytes of CUDA on Linux.
@@ -23,7 +25,8 @@ $(VENV)/.deps: pyproject.toml
 
 # Incremental: the build folder is kept between runs.
 $(VENV)/.built: $(VENV)/.deps $(SOURCES)
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps --force-reinstall .
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps --force-reinstall \
+	  --config-settings=cmake.define.BIGMODEL_EMULATE=ON .
 	touch $@
 
 build: $(VENV)/.built
@@ -35,8 +38,12 @@ demo: build
 demo-seeds: build
 	$(BIN)/python bench/five_seeds.py
 
-test: build
+test: build test-emulated
 	$(BIN)/python -m pytest -m "not long"
+
+# The CUDA kernels without a GPU: their own sources, compiled for the emulator (csrc/emulator).
+test-emulated: build
+	BIGMODEL_BACKEND=emulated $(BIN)/python -m pytest -m "not long" $(EMULATED_TESTS)
 
 # Everything again with each instruction set as the process's own, as a user would force it.
 test-isa: build

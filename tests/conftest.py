@@ -1,24 +1,42 @@
 import os
+from contextlib import nullcontext
 
 import pytest
 import torch
-from bigmodel_ext import _gains, _measure, _native
+from bigmodel_ext import _dispatch, _gains, _measure, _native
 
 pytest.register_assert_rewrite("checkpoints", "layers", "sparse_cases", "tolerances")
 os.environ["BIGMODEL_CACHE"] = "off"  # the user's own measurements are neither used nor changed
 
 
-@pytest.fixture(params=_native.available_isas())
+FORCED = _dispatch.forced_backend()
+OTHER_KERNELS = FORCED not in (None, "cpu", "reference")  # the op tests run on them, instead of each instruction set
+ISAS = (FORCED,) if OTHER_KERNELS else _native.available_isas()
+
+
+def pytest_collection_modifyitems(config, items):
+    """Tests of the CPU's kernels are no tests of others."""
+    if OTHER_KERNELS:
+        left_out = [item for item in items if item.get_closest_marker("cpu_only")]
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in left_out]
+
+
+def on_isa(name):
+    return nullcontext() if OTHER_KERNELS else _native.forced_isa(name)
+
+
+@pytest.fixture(params=ISAS)
 def isa(request):
     """Each instruction set of this processor in turn."""
-    with _native.forced_isa(request.param):
+    with on_isa(request.param):
         yield request.param
 
 
-@pytest.fixture(params=[isa for isa in _native.available_isas() if isa not in ("avx512vnni", "avx512vbmi")])
+@pytest.fixture(params=[isa for isa in ISAS if isa not in ("avx512vnni", "avx512vbmi")])
 def float_isa(request):
     """The same, less the sets that only add integer products and permutations of bytes."""
-    with _native.forced_isa(request.param):
+    with on_isa(request.param):
         yield request.param
 
 

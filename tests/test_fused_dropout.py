@@ -181,6 +181,7 @@ def test_bad_input(device):
         raw.fused_dropout(x, None, None, torch.tensor([1], device=device), 0.5, "none")
 
 
+@pytest.mark.cpu_only("float64 is the reference's, which a forced backend does not fall back to")
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_gradcheck(activation):
     x = torch.randn(3, 5, dtype=torch.float64, requires_grad=True)
@@ -197,6 +198,7 @@ def test_streaming_stores(float_isa):
     assert torch.equal(out, _reference.fused_dropout(x, None, None, torch.tensor(SEED), 0.3, "leaky_relu"))
 
 
+@pytest.mark.cpu_only("a forced backend does not fall back")
 def test_float64_runs_on_the_reference_and_explain_says_so():
     x = torch.randn(3, 4)
     args = (None, None, None, 0.0, "none")

@@ -3,7 +3,7 @@
 namespace bigmodel {
 
 template <>
-cudaError_t launch_fused_dropout<DType::f16>(const DropoutArgs& args, bool backward, DropoutLaunch launch) {
+void launch_fused_dropout<DType::f16>(const DropoutArgs& args, bool backward, DropoutLaunch launch) {
   return backward ? launch_activation<DType::f16, true>(args, launch)
                   : launch_activation<DType::f16, false>(args, launch);
 }

@@ -6,10 +6,9 @@
 // bits go to the lane that holds the half.
 #pragma once
 
-#include <cuda_runtime.h>
-
 #include "../common/dropout.h"
 #include "fused_dropout_launch.h"
+#include "launch.h"
 #include "ptx.h"
 
 namespace bigmodel {
@@ -182,41 +181,37 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSm / 2)
 inline bool aligned(const void* p) { return reinterpret_cast<uintptr_t>(p) % 16 == 0; }
 
 template <DType D, Activation A, bool kBackward>
-cudaError_t launch(const DropoutArgs& a, DropoutLaunch where) {
+void launch_kernel(const DropoutArgs& a, DropoutLaunch where) {
   constexpr int kVector = 16 / sizeof(typename ElementOf<D>::type);
   const bool vectors = aligned(a.x) && aligned(a.other) && aligned(a.out);
   const int64_t tiles = vectors ? a.numel / kTile : 0;
   const bool bias_vectors = aligned(a.bias) && a.features % kVector == 0;
-  int sms = 0;
-  if (cudaError_t error = cudaDeviceGetAttribute(&sms, cudaDevAttrMultiProcessorCount, where.device)) return error;
   const int64_t wanted = (a.numel + kThreads * kPhiloxHalves - 1) / (kThreads * kPhiloxHalves);
-  const int64_t most = static_cast<int64_t>(sms) * kBlocksPerSm;
+  const int64_t most = kBlocksPerSm * int64_t{device_attribute(cudaDevAttrMultiProcessorCount, where.device)};
   const unsigned grid = static_cast<unsigned>(wanted < most ? wanted : most);
-  dropout_kernel<D, A, kBackward><<<grid, kThreads, 0, where.stream>>>(a, tiles, bias_vectors);
-  return cudaGetLastError();
+  launch("fused_dropout", dropout_kernel<D, A, kBackward>, {grid, kThreads, 0, where.stream}, a, tiles, bias_vectors);
 }
 
 template <DType D, bool kBackward>
-cudaError_t launch_activation(const DropoutArgs& a, DropoutLaunch where) {
+void launch_activation(const DropoutArgs& a, DropoutLaunch where) {
   switch (a.activation) {
     case Activation::none:
-      return launch<D, Activation::none, kBackward>(a, where);
+      return launch_kernel<D, Activation::none, kBackward>(a, where);
     case Activation::relu:
-      return launch<D, Activation::relu, kBackward>(a, where);
+      return launch_kernel<D, Activation::relu, kBackward>(a, where);
     case Activation::leaky_relu:
-      return launch<D, Activation::leaky_relu, kBackward>(a, where);
+      return launch_kernel<D, Activation::leaky_relu, kBackward>(a, where);
     case Activation::gelu:
-      return launch<D, Activation::gelu, kBackward>(a, where);
+      return launch_kernel<D, Activation::gelu, kBackward>(a, where);
     case Activation::silu:
-      return launch<D, Activation::silu, kBackward>(a, where);
+      return launch_kernel<D, Activation::silu, kBackward>(a, where);
     case Activation::sigmoid:
-      return launch<D, Activation::sigmoid, kBackward>(a, where);
+      return launch_kernel<D, Activation::sigmoid, kBackward>(a, where);
     case Activation::tanh:
-      return launch<D, Activation::tanh, kBackward>(a, where);
+      return launch_kernel<D, Activation::tanh, kBackward>(a, where);
     case Activation::softplus:
-      return launch<D, Activation::softplus, kBackward>(a, where);
+      return launch_kernel<D, Activation::softplus, kBackward>(a, where);
   }
-  return cudaErrorInvalidValue;
 }
 
 }  // namespace

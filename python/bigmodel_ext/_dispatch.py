@@ -13,7 +13,7 @@ import torch
 
 from bigmodel_ext import _native, _ops, _reference
 
-BACKENDS = ("cpu", "cuda", "reference")
+BACKENDS = ("cpu", "cuda", "emulated", "reference")
 
 
 def never(x: torch.Tensor) -> str | None:
@@ -77,6 +77,8 @@ def forced_backend() -> str | None:
         raise ValueError(f"BIGMODEL_BACKEND must be one of {', '.join(BACKENDS)}, got {name!r}")
     if name == "cuda" and not torch.cuda.is_available():
         raise RuntimeError("BIGMODEL_BACKEND=cuda can't be had: torch.cuda.is_available() is False")
+    if name == "emulated" and not _native.has_emulated():
+        raise RuntimeError("BIGMODEL_BACKEND=emulated can't be had: bigmodel_ext was built without BIGMODEL_EMULATE")
     return name
 
 

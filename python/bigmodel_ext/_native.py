@@ -4,6 +4,7 @@ exchange table) and how to share work (the thread pool's C entry points), so tha
 from __future__ import annotations
 
 import ctypes
+import importlib.util
 import os
 import zlib
 from collections.abc import Iterator
@@ -90,6 +91,21 @@ def load_cuda() -> Any | None:
         raise
     _C_cuda.initialize(torch.Tensor)
     return _C_cuda
+
+
+def has_emulated() -> bool:
+    """Whether the CUDA kernels were built for the emulator (CMake's BIGMODEL_EMULATE)."""
+    return importlib.util.find_spec("bigmodel_ext._C_emulated") is not None
+
+
+def load_emulated() -> Any:
+    """The CUDA kernels' module with the emulator under it: it takes CPU tensors. For tests.
+
+    Raises ImportError if it was not built."""
+    import bigmodel_ext._C_emulated as _C_emulated
+
+    _C_emulated.initialize(torch.Tensor)
+    return _C_emulated
 
 
 def build() -> str:

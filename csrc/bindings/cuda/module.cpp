@@ -1,4 +1,4 @@
-// The compiled module bigmodel_ext._C_cuda.
+// The compiled modules bigmodel_ext._C_cuda and, from the same sources on the emulator, bigmodel_ext._C_emulated.
 #include <pybind11/pybind11.h>
 
 #include "../../common/check.h"
@@ -8,9 +8,15 @@ namespace py = pybind11;
 
 namespace bigmodel {
 void register_fused_dropout_cuda(py::module_& m);
-}
+void register_emulator(py::module_& m);
+}  // namespace bigmodel
 
+#if defined(BIGMODEL_EMULATED)
+PYBIND11_MODULE(_C_emulated, m) {
+  bigmodel::register_emulator(m);
+#else
 PYBIND11_MODULE(_C_cuda, m) {
+#endif
   using namespace bigmodel;
   py::register_local_exception_translator([](std::exception_ptr p) {
     try {

@@ -1,0 +1,39 @@
+// The only way that kernels are launched:
+//
+//   launch("my_kernel", my_kernel<T>, {grid, threads, shared_bytes, stream}, arguments...);
+//
+// The name is for errors. Throws std::runtime_error if the launch fails.
+#pragma once
+
+#include "device.h"
+#include "guard.h"
+
+#if defined(BIGMODEL_EMULATED)
+
+#include "../emulator/launch.h"
+
+#else
+
+namespace bigmodel {
+
+struct LaunchShape {
+  dim3 grid, block;
+  size_t shared_bytes = 0;
+  cudaStream_t stream = nullptr;
+};
+
+constexpr size_t kSharedWithoutAsking = 48 << 10;  // a block may have more dynamic shared memory, if asked for
+
+template <typename... Params, typename... Args>
+void launch(const char* name, void (*kernel)(Params...), const LaunchShape& shape, const Args&... args) {
+  if (shape.shared_bytes > kSharedWithoutAsking)
+    check_cuda(
+        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shape.shared_bytes)),
+        name);
+  kernel<<<shape.grid, shape.block, shape.shared_bytes, shape.stream> > >(static_cast<Params>(args)...);
+  check_cuda(cudaGetLastError(), name);
+}
+
+}  // namespace bigmodel
+
+#endif

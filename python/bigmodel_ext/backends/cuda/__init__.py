@@ -1,0 +1,37 @@
+"""CUDA kernels: allocate the output, enqueue the kernel on torch's current stream. Registered only where torch has a
+device and the library was built with nvcc; elsewhere CUDA tensors run on the reference.
+
+``BIGMODEL_BACKEND=emulated`` registers the same functions for CPU tensors, with the module whose kernels run on the
+emulator. Each function takes the compiled module first, so that it serves both."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bigmodel_ext import _dispatch, _native
+from bigmodel_ext._dispatch import Candidate
+from bigmodel_ext.backends.cuda import dropout
+
+
+def _double(x: Tensor) -> str | None:
+    return "float64 is computed by the reference" if x.dtype is torch.float64 else None
+
+
+def _candidates(backend: str, native: Any) -> dict[str, Candidate]:
+    return {
+        "fused_dropout": Candidate(backend, partial(dropout.fused_dropout, native), _double),
+        "fused_dropout_backward": Candidate(backend, partial(dropout.fused_dropout_backward, native), _double),
+        "fused_dropout_backward_bias": Candidate(
+            backend, partial(dropout.fused_dropout_backward_bias, native), _double
+        ),
+    }
+
+
+if _dispatch.forced_backend() == "emulated":
+    _dispatch.register("cpu", _candidates("emulated", _native.load_emulated()))
+elif (_cuda := _native.load_cuda()) is not None:
+    _dispatch.register("cuda", _candidates("cuda", _cuda))
