@@ -30,7 +30,9 @@ void launch(const char* name, void (*kernel)(Params...), const LaunchShape& shap
     check_cuda(
         cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shape.shared_bytes)),
         name);
-  kernel<<<shape.grid, shape.block, shape.shared_bytes, shape.stream> > >(static_cast<Params>(args)...);
+  // clang-format off
+  kernel<<<shape.grid, shape.block, shape.shared_bytes, shape.stream>>>(static_cast<Params>(args)...);
+  // clang-format on
   check_cuda(cudaGetLastError(), name);
 }
 

@@ -8,6 +8,9 @@ namespace py = pybind11;
 
 namespace bigmodel {
 void register_fused_dropout_cuda(py::module_& m);
+void register_int8_weight_only_linear_cuda(py::module_& m);
+void register_binary_coded_linear_cuda(py::module_& m);
+void register_fused_dropout_norm_cuda(py::module_& m);
 void register_emulator(py::module_& m);
 }  // namespace bigmodel
 
@@ -27,4 +30,7 @@ PYBIND11_MODULE(_C_cuda, m) {
   });
   m.def("initialize", &set_exchange_api);
   register_fused_dropout_cuda(m);
+  register_int8_weight_only_linear_cuda(m);
+  register_binary_coded_linear_cuda(m);
+  register_fused_dropout_norm_cuda(m);
 }

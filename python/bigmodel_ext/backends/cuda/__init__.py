@@ -14,7 +14,7 @@ from torch import Tensor
 
 from bigmodel_ext import _dispatch, _native
 from bigmodel_ext._dispatch import Candidate
-from bigmodel_ext.backends.cuda import dropout
+from bigmodel_ext.backends.cuda import dropout, weights
 
 
 def _double(x: Tensor) -> str | None:
@@ -27,6 +27,16 @@ def _candidates(backend: str, native: Any) -> dict[str, Candidate]:
         "fused_dropout_backward": Candidate(backend, partial(dropout.fused_dropout_backward, native), _double),
         "fused_dropout_backward_bias": Candidate(
             backend, partial(dropout.fused_dropout_backward_bias, native), _double
+        ),
+        "int8_weight_only_linear": Candidate(backend, partial(weights.int8_weight_only_linear, native)),
+        "binary_coded_linear": Candidate(backend, partial(weights.binary_coded_linear, native)),
+        "fused_dropout_norm": Candidate(
+            backend, partial(dropout.fused_dropout_norm, native), partial(dropout.why_not_norm, native)
+        ),
+        "fused_dropout_norm_backward": Candidate(
+            backend,
+            partial(dropout.fused_dropout_norm_backward, native),
+            partial(dropout.why_not_norm_backward, native),
         ),
     }
 
