@@ -26,7 +26,8 @@ MAX_DROP = 0.01
 FORMS = forms(("int8", "sparse", "int8_sparse"), RATIOS)
 EIGHTHS = (0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875)  # shares of structure that may go
 QUARTERS = EIGHTHS[1::2]
-TRIALS = 24
+BUDGET_SHARES = (0.5, 0.75, 1.0)
+TRIALS = 64  # of each step; the uniform models are up to eight shares x fourteen forms
 
 
 def _uniform(
@@ -81,7 +82,7 @@ def _rows(
     result = compress(
         model, train, budget.validation_fn, max_drop=MAX_DROP, drop_type=task.drop_type, example_inputs=batch,
         steps=[
-            PruneStructure(shares, trials=TRIALS),
+            PruneStructure(shares, trials=TRIALS, shares=BUDGET_SHARES),
             ChooseLayers(FORMS, trials=TRIALS, prune_fn=lambda m, fqn: task.prunable(fqn)),
         ],
     )  # fmt: skip

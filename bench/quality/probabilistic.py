@@ -1,8 +1,9 @@
 """Probabilistic quantization against rounding to nearest, every linear layer an int8 layer with dynamic activations.
 
 "coded nearest" gets our entropy coder and at least the bytes that ours take in a file, its step found by bisection: a
-share of each row's largest weight ("a step a row"), or of all the layer's weights' standard deviation ("a step a
-layer", which a coder likes better). "fixed width" has b bits for each weight, a grid for each row, and no coder.
+share of each row's largest weight ("a step a row"), of all the layer's weights' standard deviation ("a step a
+layer", which a coder likes better), or the same in all layers ("a step a model", which gives large weights more bits).
+"fixed width" has b bits for each weight, a grid for each row, and no coder.
 Figures are means over trained models, one draw for each, on data that neither training nor calibration saw. Where ours
 answer as the float model does, a peer can still be better by luck: the float model's figures are in each row.
 """
@@ -43,6 +44,7 @@ Coded = dict[str, tuple[Tensor, Tensor]]  # layer -> (q, step)
 GRIDS: dict[str, Grid] = {
     "a step a row": lambda weight, size: weight.abs().amax(1) * size,
     "a step a layer": lambda weight, size: (weight.std() * size).expand(len(weight)),
+    "a step a model": lambda weight, size: weight.new_full((len(weight),), size),
 }
 
 

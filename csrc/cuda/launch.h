@@ -30,10 +30,12 @@ void launch(const char* name, void (*kernel)(Params...), const LaunchShape& shap
     check_cuda(
         cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shape.shared_bytes)),
         name);
-  // clang-format off
-  kernel<<<shape.grid, shape.block, shape.shared_bytes, shape.stream>>>(static_cast<Params>(args)...);
-  // clang-format on
-  check_cuda(cudaGetLastError(), name);
+  cudaLaunchConfig_t config = {};
+  config.gridDim = shape.grid;
+  config.blockDim = shape.block;
+  config.dynamicSmemBytes = shape.shared_bytes;
+  config.stream = shape.stream;
+  check_cuda(cudaLaunchKernelEx(&config, kernel, static_cast<Params>(args)...), name);
 }
 
 }  // namespace bigmodel

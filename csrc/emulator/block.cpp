@@ -6,8 +6,11 @@
 #include <stdexcept>
 
 #include "async_copy.h"
+#include "banks.h"
 #include "fiber.h"
 #include "shared.h"
+#include "tensor_copy.h"
+#include "warpgroup.h"
 
 namespace bigmodel::emulator {
 
@@ -26,8 +29,8 @@ struct Meeting {  // of lanes of a warp
 };
 
 struct Warp {
-  uint32_t live = 0, ready = 0, polling = 0;
-  Meeting meetings[kLanes];  // by the lowest lane of the mask: several may be under way, with other lanes
+  uint32_t all = 0, live = 0, ready = 0, polling = 0;
+  Meeting meetings[kLanes];  // several may be under way, with different masks
 };
 
 struct Barrier {
@@ -123,7 +126,7 @@ bool complete_if_all(Barrier& barrier) {
   if (barrier.arrived == 0 || barrier.arrived < (barrier.count ? barrier.count : block().live)) return false;
   if (barrier.count)
     for (int w = 0; w * kLanes < block().size; ++w)
-      if (barrier.lanes[w] && barrier.lanes[w] != block().warps[w].live)
+      if (barrier.lanes[w] && barrier.lanes[w] != block().warps[w].all)
         fail(barrier.sites[w], "a named barrier was reached by a part of warp " + std::to_string(w) + " only");
   pass(barrier);
   return true;
@@ -151,6 +154,7 @@ void count_arrival(int id, int count, Site site) {
 }
 
 void finish_thread() {
+  check_no_stores();
   Thread& t = *current;
   make_waiting(t);
   warp_of(t).live &= ~bit(t.lane);
@@ -168,6 +172,17 @@ void thread_main() {
     block().error = std::current_exception();
   }
   switch_fiber(block().fibers[current->id], block().main);
+}
+
+// The one under way with this mask, or one that is free.
+Meeting& meeting_of(Warp& warp, uint32_t mask) {
+  Meeting* unused = nullptr;
+  for (Meeting& m : warp.meetings) {
+    if (m.arrived && m.mask == mask) return m;
+    if (!m.arrived && !unused) unused = &m;
+    if (!m.what) break;  // never used, nor are those behind it
+  }
+  return *unused;
 }
 
 std::string name_of(const Thread& t) {
@@ -214,7 +229,7 @@ void start_block(unsigned linear_threads) {
     t.copies->clear();
     b.fibers[i] = b.stacks.start(static_cast<size_t>(i), thread_main);
     if (t.lane == 0) b.warps[t.warp] = Warp();
-    b.warps[t.warp].live |= bit(t.lane);
+    b.warps[t.warp].all = b.warps[t.warp].live |= bit(t.lane);
   }
   for (int w = 0; w * kLanes < b.size; ++w) make_ready(w, b.warps[w].live);
 }
@@ -222,6 +237,9 @@ void start_block(unsigned linear_threads) {
 void run_block() {
   Block& b = block();
   start_shared();
+  start_banks();
+  start_mbarriers();
+  start_warpgroups();
   current = nullptr;
   current = choose();
   switch_fiber(b.main, b.fibers[current->id]);
@@ -278,13 +296,13 @@ void meet(const char* what, uint32_t mask, void* argument, Complete complete, Si
   const Thread& t = *current;
   Warp& warp = warp_of(t);
   if (!(mask >> t.lane & 1)) fail(site, std::string(what) + ": the mask lacks the lane itself");
-  Meeting& meeting = warp.meetings[lowest(mask)];
+  Meeting& meeting = meeting_of(warp, mask);
   if (!meeting.arrived) {
     meeting.mask = mask;
     meeting.what = what;
     meeting.site = site;
   }
-  if (meeting.mask != mask || meeting.what != what || meeting.site.line != site.line)
+  if (meeting.what != what || meeting.site.line != site.line)
     fail(site, std::string("divergence: ") + what + " meets " + meeting.what + " at " + to_string(meeting.site));
   meeting.arguments[t.lane] = argument;
   meeting.arrived |= bit(t.lane);

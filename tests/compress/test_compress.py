@@ -225,7 +225,7 @@ class _Killed(BaseException):
     pass
 
 
-def _killed_at(count):
+def _killed_at(count, validation=validation):
     calls = []
 
     def score(model):
@@ -260,6 +260,37 @@ def test_killed_anywhere_and_resumed_it_ends_with_the_same_plan(model, tmp_path)
     with pytest.raises(ValueError, match=r"journal.jsonl belongs to another run: .*max_drop was 0.03, is 0.5"):
         compress(model, _loader(), validation, max_drop=0.5, constraints={"bytes": None}, steps=[TRAINED],
                  folder=tmp_path / "whole")  # fmt: skip
+
+
+def test_of_several_shares_the_one_that_ends_cheapest_is_taken(model, tmp_path):
+    """Structure may use little or much of the budget: both are followed to the end, killed or not."""
+    inputs, _ = _data(1)
+    wanted = model(inputs).detach()
+
+    def near(m):
+        return -float((m(inputs) - wanted).norm() / wanted.norm())
+
+    def run(shares, score=near, folder=None):
+        return compress(
+            model, _loader(), score, max_drop=0.5, constraints={"bytes": None}, folder=folder,
+            steps=[PruneStructure((0.5, 0.75, 0.875), shares=shares), STEP],
+        )  # fmt: skip
+
+    alone = {share: run((share,)) for share in (0.2, 1.0)}
+    costs = {share: result.report.data["cost"]["reached"] for share, result in alone.items()}
+    both = run((0.2, 1.0))
+    assert both.report.data["cost"]["reached"] == min(costs.values()) < max(costs.values())
+    assert both.plan == alone[min(costs, key=costs.get)].plan
+    assert run((1.0, 0.2)).plan == both.plan
+    calls = []
+    run((0.2, 1.0), lambda m: calls.append(1) or near(m))
+    for count in range(2, len(calls), 9):
+        with pytest.raises(_Killed):
+            run((0.2, 1.0), _killed_at(count, near), tmp_path / str(count))
+        again = run((0.2, 1.0), folder=tmp_path / str(count))
+        assert again.plan == both.plan
+        assert _same(again.model, both.model)
+        assert [file.name for file in (tmp_path / str(count)).iterdir()] == ["journal.jsonl"]
 
 
 SCRIPT = """

@@ -168,6 +168,8 @@ def test_a_validation_that_changes_the_model_is_refused():
     [(lambda: Quantize(INT8, ()), "keep_float must be shares in .0, 1., got ()"),
      (lambda: Quantize(INT8, (0.0, 1.5)), "keep_float must be shares in .0, 1., got .0.0, 1.5."),
      (lambda: Distill({}, TrainConfig(1, 32, 1e-3)), "students must name at least one"),
+     (lambda: PruneStructure(shares=()), "shares must be in .0, 1., got ()"),
+     (lambda: PruneStructure(shares=(0.5, 1.5)), "shares must be in .0, 1., got .0.5, 1.5."),
      (lambda: PruneStructure(keywords={"pruning_ratio": 0.3}), "keywords can't hold pruning_ratio: the step sets it")],
 )  # fmt: skip
 def test_bad_steps_are_refused(make, message):

@@ -7,7 +7,7 @@ import random
 
 import pytest
 from bigmodel_ext.compress.controller import Budget, Journal, Search
-from bigmodel_ext.compress.controller.frontier import Point, hull, moves
+from bigmodel_ext.compress.controller.frontier import Point, hull, moves, undominated
 from torch import nn
 
 
@@ -26,6 +26,12 @@ def test_hull_keeps_what_no_mixture_beats():
     assert [p.form for p in hull([Point("x", 3, 0), Point("y", 3, 0)])] == ["x"]
     with pytest.raises(ValueError, match="at least one form"):
         hull([])
+
+
+def test_undominated_keeps_what_no_other_point_beats():
+    points = [Point("a", 10, 0), Point("b", 9, 5), Point("c", 6, 1), Point("d", 6, 1.5), Point("e", 2, 9)]
+    points += [Point("f", 5, 6), Point("g", 2, 9)]
+    assert [p.form for p in undominated(points)] == ["a", "c", "f", "e"]
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -90,6 +96,23 @@ def test_what_breaks_the_budget_is_rolled_back():
     assert found.best.forms == {"a": "low", "b": "dense", "c": "low"}
     assert [t.within for t in found.trials].count(False) >= 1
     assert all(t.within for t in found.trials if t.kept)
+
+
+def test_a_layer_that_can_not_go_all_the_way_goes_half():
+    """The frontier goes from dense to low at once; what lies between is better than staying."""
+    between = [Point(f"f{i}", 10 - i, 0.5 + 0.05 * i) for i in range(1, 8)]
+    tables = {name: [Point("dense", 10, 0), *between, Point("low", 1, 0.95)] for name in "ab"}
+    assert [p.form for p in hull(tables["a"])] == ["dense", "low"]
+    allowed = {"a": ("dense", "f1", "f2", "f3", "f4", "f5"), "b": ("dense",)}
+    asked = []
+
+    def score(forms):
+        asked.append(dict(forms))
+        return float(all(forms[layer] in ok for layer, ok in allowed.items()))
+
+    found = Search(tables, score, lambda s: s == 1.0).run()
+    assert found.best.forms == {"a": "f5", "b": "dense"}
+    assert len(asked) <= 2 + 2 * 4, "bisection, not one after the other"
 
 
 def test_target_ends_the_search_and_no_way_is_told():

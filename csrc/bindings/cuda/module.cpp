@@ -12,6 +12,7 @@ void register_int8_weight_only_linear_cuda(py::module_& m);
 void register_binary_coded_linear_cuda(py::module_& m);
 void register_fused_dropout_norm_cuda(py::module_& m);
 void register_emulator(py::module_& m);
+void register_fragments(py::module_& m);
 }  // namespace bigmodel
 
 #if defined(BIGMODEL_EMULATED)
@@ -29,6 +30,7 @@ PYBIND11_MODULE(_C_cuda, m) {
     }
   });
   m.def("initialize", &set_exchange_api);
+  register_fragments(m);
   register_fused_dropout_cuda(m);
   register_int8_weight_only_linear_cuda(m);
   register_binary_coded_linear_cuda(m);

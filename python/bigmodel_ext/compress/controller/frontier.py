@@ -33,9 +33,9 @@ class Move(Generic[F]):
         return self.damage / self.saved
 
 
-def hull(points: Sequence[Point[F]]) -> list[Point[F]]:
-    """The points on the lower convex hull of (cost, damage), the least damage first, costs falling, each further unit
-    of cost saved dearer than the one before. Of equal points the first stays.
+def undominated(points: Sequence[Point[F]]) -> list[Point[F]]:
+    """The points that no other beats in both cost and damage, the least damage first, costs falling. Of equal points
+    the first stays.
 
     Raises:
         ValueError: there are no points.
@@ -44,8 +44,20 @@ def hull(points: Sequence[Point[F]]) -> list[Point[F]]:
         raise ValueError("a layer must have at least one form, got none")
     kept: list[Point[F]] = []
     for point in sorted(points, key=lambda p: (p.damage, p.cost)):  # sorted() is stable
-        if kept and point.cost >= kept[-1].cost:
-            continue
+        if not kept or point.cost < kept[-1].cost:
+            kept.append(point)
+    return kept
+
+
+def hull(points: Sequence[Point[F]]) -> list[Point[F]]:
+    """Those of the undominated points that are on the lower convex hull of (cost, damage): each further unit of cost
+    saved is dearer than the one before.
+
+    Raises:
+        ValueError: there are no points.
+    """
+    kept: list[Point[F]] = []
+    for point in undominated(points):
         while len(kept) >= 2 and _price(kept[-2], kept[-1]) >= _price(kept[-2], point):
             kept.pop()
         kept.append(point)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Generic
 
-from bigmodel_ext.compress.controller.frontier import F, Move, Point, moves
+from bigmodel_ext.compress.controller.frontier import F, Move, Point, hull, moves, undominated
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Search(Generic[F]):
     The frontier orders combinations by predicted damage; only the model itself tells whether one keeps the budget. So
     the cheapest one that does is found by bisection, in about log2(moves) trials. Then each further move is tried
     alone, best buy first: predictions per layer are coarse, and some layers can go further than their neighbours. A try
-    that breaks the budget is undone and its layer left alone.
+    that breaks the budget is undone, and the layer tries to go half as far.
 
     Args:
         tables: each layer's forms with cost and damage.
@@ -59,6 +59,8 @@ class Search(Generic[F]):
     ) -> None:
         self._points = {layer: {point.form: point for point in points} for layer, points in tables.items()}
         self.start, self.moves = moves(tables)
+        self._frontier = {layer: [point.form for point in hull(points)] for layer, points in tables.items()}
+        self._ranked = {layer: [point.form for point in undominated(points)] for layer, points in tables.items()}
         self._score, self._within, self.target, self.trials, self.fixed = score, within, target, trials, fixed
         self._trials: list[Trial[F]] = []
         self._best: Trial[F] | None = None
@@ -116,19 +118,28 @@ class Search(Generic[F]):
         return len(self._trials) < self.trials
 
     def _refine(self, count: int) -> None:
-        forms, waiting, blocked = self.combination(count), list(self.moves[count:]), set[str]()
+        forms = self.combination(count)
+        broken = {layer: len(ranked) for layer, ranked in self._ranked.items()}  # the first form known to break it
         while self._left() and (self.target is None or self.cost(forms) > self.target):
-            move = self._next(waiting, blocked)
+            move = self._next(forms, broken)
             if move is None:
                 return
-            waiting.remove(move)
             changed = {**forms, move.layer: move.form}
             if self._try(changed):
                 forms = changed
             else:
-                blocked.add(move.layer)
+                broken[move.layer] = self._ranked[move.layer].index(move.form)
 
-    @staticmethod
-    def _next(waiting: Sequence[Move[F]], blocked: set[str]) -> Move[F] | None:
-        """The best buy of a layer that is not blocked (`waiting` is in the order of prices)."""
-        return next((move for move in waiting if move.layer not in blocked), None)
+    def _next(self, forms: Mapping[str, F], broken: Mapping[str, int]) -> Move[F] | None:
+        """The best buy of all layers: each one's next form of the frontier, or, if that was too far, halfway to it."""
+        found = []
+        for layer, ranked in self._ranked.items():
+            now, end = ranked.index(forms[layer]), broken[layer]
+            if now + 1 >= end:
+                continue
+            further = (ranked.index(form) for form in self._frontier[layer])
+            new = next((i for i in further if i > now), None) if end == len(ranked) else (now + end) // 2
+            if new is not None:
+                a, b = self._points[layer][forms[layer]], self._points[layer][ranked[new]]
+                found.append(Move(layer, b.form, a.cost - b.cost, b.damage - a.damage))
+        return min(found, key=lambda move: move.price, default=None)

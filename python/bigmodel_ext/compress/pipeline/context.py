@@ -20,7 +20,7 @@ from bigmodel_ext.train.loop import Batches, Examples, Loss, OnStep, TrainConfig
 from bigmodel_ext.train.progress import Progress
 
 Make = Callable[[], nn.Module]
-_ATTEMPT = re.compile(r"attempt-\d+-[a-z]+-\d+\.safetensors")
+_ATTEMPT = re.compile(r"attempt-\d+-[a-z]+(-\d+)+\.safetensors")
 
 
 @dataclass(frozen=True)
@@ -74,11 +74,12 @@ class Context:
     baseline: float = 0.0
     share: float = 1.0  # of the budget that the step may use up
     _step: str = ""
-    _count: int = 0
+    _numbers: dict[str, int] = field(default_factory=dict)  # of the step's attempts: what is tried again is the same
+    _number: int = 0
 
-    def begin(self, step: str, share: float = 1.0) -> None:
-        """Attempts from now on belong to this step."""
-        self._step, self._count, self.share = step, 0, share
+    def begin(self, step: str) -> None:
+        """Attempts from now on belong to this step, which may use up the whole budget."""
+        self._step, self._numbers, self.share = step, {}, 1.0
 
     def within(self, score: float) -> bool:
         return self.budget.within(score, self.baseline, self.share)
@@ -93,25 +94,26 @@ class Context:
     def attempt(self, setting: str, make: Make, fresh: Make, key: str = "") -> Tried:
         """Make a model and score it, or recall what an earlier run found; one that keeps the budget is saved, so that
         it need not be made again. key: tells it from others, where the setting does not."""
-        self._count += 1
-        file = None if self.folder is None else self.folder / f"attempt-{self._step}-{self._count}.safetensors"
+        key = key or setting
+        number = self._numbers.setdefault(key, len(self._numbers) + 1)
+        file = None if self.folder is None else self.folder / f"attempt-{self._step}-{number}.safetensors"
         made: list[nn.Module] = []
 
         def score() -> float:
-            made.append(self._seeded(make).eval())
+            made.append(self._seeded(number, make).eval())
             value = self.budget.score(made[0])
             if file is not None and self.within(value):
                 save_model(made[0], file)
             return value
 
-        value = float(self.recall(f"{self._count}, {key or setting}", score))
+        value = float(self.recall(f"{number}, {key}", score))
 
         def model() -> nn.Module:
             if made:
                 return made[0]
             if file is not None and file.exists():
                 return load_model(fresh(), file).eval()
-            return self._seeded(make).eval()
+            return self._seeded(number, make).eval()
 
         self.progress.note(f"  {setting}: {value:.4f}, {self._verdict(value)}")
         return Tried(value, model)
@@ -120,17 +122,18 @@ class Context:
         floor = self.baseline - self.share * (self.baseline - self.budget.floor(self.baseline))
         return "keeps the budget" if self.within(score) else f"below the budget ({floor:.4f}), rolled back"
 
-    def _seeded(self, make: Make) -> nn.Module:
+    def _seeded(self, number: int, make: Make) -> nn.Module:
         """Dropout and initial weights from a seed of their own, whatever was or was not computed before."""
+        self._number = number
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(1000 * self.seed + self._count)
+            torch.manual_seed(1000 * self.seed + number)
             return make()
 
     def train(
         self, name: str, model: nn.Module, config: TrainConfig, on_step: OnStep | None = None, loss: Loss | None = None
     ) -> nn.Module:
         """Train the model in place."""
-        seed = 10 * self.seed + self._count
+        seed = 10 * self.seed + self._number
         augment = Augment(self.augment, seed) if self.augment else None  # one for each training: they may be resumed
         with self.progress.stage(name, config.epochs) as advance:
             fit(

@@ -26,7 +26,7 @@ from bigmodel_ext.train.loop import total_steps
 KINDS = (nn.Linear, nn.Conv2d)
 
 
-def run(context: Context, step: ChooseLayers, before: Stage) -> Stage:
+def run(context: Context, step: ChooseLayers, before: Stage) -> list[Stage]:
     model = before.model
     layers = convert.convertible(model, step.filter_fn, KINDS)
     if not layers:
@@ -37,11 +37,12 @@ def run(context: Context, step: ChooseLayers, before: Stage) -> Stage:
     points = _points(context, model, layers, forms, builder)
     whole = tables.model_cost(model, context.cost, context.example, context.recall)
     fixed = max(0.0, whole - sum(p.cost for own in points.values() for p in own if p.form == DENSE))
-    return search_stage(
+    stage = search_stage(
         context, step.name, before, points,
         make=partial(_make, context, step, model, builder), told=told, trials=step.trials, fixed=fixed,
         unchanged="no combination keeps the budget: every layer stays as it was", details=partial(_details, points),
     )  # fmt: skip
+    return [stage]
 
 
 def _forms(step: ChooseLayers, fqn: str, layer: nn.Module) -> list[Form]:

@@ -15,7 +15,7 @@ from bigmodel_ext.compress.quantize import quantize_
 from bigmodel_ext.nn._compressed import Compressed
 
 
-def run(context: Context, step: Quantize, before: Stage) -> Stage:
+def run(context: Context, step: Quantize, before: Stage) -> list[Stage]:
     def make(share: float) -> nn.Module:
         worst = _worst(context, step, before, share) if share else set()
 
@@ -32,10 +32,10 @@ def run(context: Context, step: Quantize, before: Stage) -> Stage:
     tries = [(told(share), partial(make, share), before.fresh) for share in step.keep_float]
     stage = context.first_within(step.name, before, tries, "nothing is quantized")
     if stage.model is before.model:
-        return stage
+        return [stage]
     # A method may leave layers as they are, those that would get slower, say.
     count = len(_compressed(stage.model) - _compressed(before.model))
-    return replace(stage, setting=f"{stage.setting}: {count} quantized")
+    return [replace(stage, setting=f"{stage.setting}: {count} quantized")]
 
 
 def _compressed(model: nn.Module) -> set[str]:

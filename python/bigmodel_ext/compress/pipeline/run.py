@@ -36,7 +36,8 @@ COSTS = ("latency", "bytes")
 CALIBRATION = 256  # examples that calibration looks at
 JOURNAL_FILE = "journal.jsonl"
 
-_RUNNERS: Mapping[type, Callable[[Context, Any, Stage], Stage]] = {
+# A step's runner gives alternatives, each a stage; most give one.
+_RUNNERS: Mapping[type, Callable[[Context, Any, Stage], Sequence[Stage]]] = {
     Distill: students.run,
     PruneStructure: structure.run,
     ChooseLayers: layers.run,
@@ -82,7 +83,7 @@ def compress(
 
     Each step of `steps` tries settings on copies of the model and keeps what holds the budget; what breaks it is rolled
     back, so the result is at worst the model as it was. The budget is the same for all steps (but see
-    PruneStructure.share) and counts from the original model. Latencies are measured here, on one thread, with the
+    PruneStructure.shares) and counts from the original model. Latencies are measured here, on one thread, with the
     kernels that the layers will run.
 
     Args:
@@ -137,11 +138,7 @@ def compress(
     def fresh() -> nn.Module:
         return copy.deepcopy(original)
 
-    stages = [Stage("original", original, fresh, "as given", context.baseline)]
-    for i, step in enumerate(steps):
-        context.progress.note(f"{type(step).__name__}:")
-        context.begin(f"{i}-{step.name}", getattr(step, "share", 1.0))
-        stages.append(_RUNNERS[type(step)](context, step, stages[-1]))
+    stages = _follow(context, steps, [Stage("original", original, fresh, "as given", context.baseline)])
     report = summary(context, stages)
     context.clean()
     plan = [
@@ -150,6 +147,37 @@ def compress(
     ]
     last = stages[-1]
     return Result(last.model, plan, report, last.fresh, tuple(stages))
+
+
+def _follow(context: Context, steps: Sequence[Step], stages: list[Stage], path: str = "") -> list[Stage]:
+    """The stages to the end; where a step has alternatives, those that follow from the one that ends cheapest."""
+    done = len(stages) - 1
+    if done == len(steps):
+        return stages
+    step = steps[done]
+    context.progress.note(f"{type(step).__name__}:")
+    context.begin(f"{done}-{step.name}{path}")
+    found = _RUNNERS[type(step)](context, step, stages[-1])
+    if len(found) == 1:
+        return _follow(context, steps, [*stages, *found], path)
+    ends = []
+    for number, stage in enumerate(found, 1):
+        context.progress.note(f"After {stage.setting}:")
+        ends.append(_follow(context, steps, [*stages, stage], f"{path}-{number}"))
+    costs = _costs(context, [end[-1].model for end in ends], f"costs of {done}-{step.name}{path}")
+    target = context.target or 0.0  # what is below it is as good as what is at it
+    return min(zip(costs, ends, strict=True), key=lambda pair: (max(pair[0], target), -pair[1][-1].score))[1]
+
+
+def _costs(context: Context, models: Sequence[nn.Module], name: str) -> list[float]:
+    if context.cost == "bytes":
+        return [float(measure.state_bytes(model)) for model in models]
+
+    def timed() -> list[float]:
+        named = {str(i): model for i, model in enumerate(models)}
+        return [1e-3 * row["latency_ms"] for row in measure.latencies(named, context.example).values()]
+
+    return [float(cost) for cost in context.journal.recall(name, timed)]
 
 
 def _baseline(budget: Budget, original: nn.Module) -> float:

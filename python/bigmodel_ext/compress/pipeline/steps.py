@@ -50,7 +50,9 @@ class PruneStructure:
         train: fine-tuning of each combination that is tried; None: none.
         importance: the pruner's; by default the layers that follow are fitted to what they gave before.
         trials: at most this many combinations are tried.
-        share: of max_drop, in (0, 1]: what this step may use up, so that something is left for those after it.
+        shares: of max_drop, each in (0, 1]: what this step may use up, so that something is left for those after it.
+            How much is best can't be known before these are done: of several shares each is tried, the steps after this
+            one are done for each, and the combination that costs least is taken.
         keywords: more arguments of the pruner: ignored_layers, round_to, granularity, heads, ...; layers by name, as it
             works on copies of the model.
     """
@@ -59,7 +61,7 @@ class PruneStructure:
     train: TrainConfig | None = None
     importance: str = "reconstruction"
     trials: int = 16
-    share: float = 0.5
+    shares: tuple[float, ...] = (0.5,)
     keywords: Mapping[str, Any] = field(default_factory=dict)
     name = "structure"
 
@@ -69,8 +71,8 @@ class PruneStructure:
         taken = ", ".join(name for name in self.keywords if name in _SET)
         if taken:
             raise ValueError(f"keywords can't hold {taken}: the step sets it")
-        if not 0.0 < self.share <= 1.0:
-            raise ValueError(f"share must be in (0, 1], got {self.share}")
+        if not self.shares or not all(0.0 < share <= 1.0 for share in self.shares):
+            raise ValueError(f"shares must be in (0, 1], got {self.shares}")
         if self.trials < 1:
             raise ValueError(f"trials must be at least 1, got {self.trials}")
 

@@ -19,7 +19,8 @@ from bigmodel_ext.compress.prune import StructuredPruner
 Ratios = Mapping[str, float]  # by the group's name
 
 
-def run(context: Context, step: PruneStructure, before: Stage) -> Stage:
+def run(context: Context, step: PruneStructure, before: Stage) -> list[Stage]:
+    """One for each share of the budget; shares that end with the same ratios give one."""
     model = before.model
     groups = _pruner(context, step, copy.deepcopy(model), {}).groups
     context.progress.note(
@@ -30,11 +31,18 @@ def run(context: Context, step: PruneStructure, before: Stage) -> Stage:
         for name in groups
     }
     whole = tables.model_cost(model, context.cost, context.example, context.recall)
-    return search_stage(
-        context, step.name, before, points,
-        make=partial(_make, context, step, model), told=told, trials=step.trials, fixed=whole,
-        unchanged="nothing is removed", details=lambda search, chosen: {"groups": dict(chosen)},
-    )  # fmt: skip
+    found: dict[str, Stage] = {}
+    for share in step.shares:
+        context.share = share
+        if len(step.shares) > 1:
+            context.progress.note(f"  with {share:.0%} of max_drop:")
+        stage = search_stage(
+            context, step.name, before, points,
+            make=partial(_make, context, step, model), told=told, trials=step.trials, fixed=whole,
+            unchanged="nothing is removed", details=lambda search, chosen: {"groups": dict(chosen)},
+        )  # fmt: skip
+        found.setdefault(stage.setting, stage)
+    return [*found.values()]
 
 
 def told(ratios: Ratios) -> str:
