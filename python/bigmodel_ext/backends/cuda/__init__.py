@@ -14,7 +14,7 @@ from torch import Tensor
 
 from bigmodel_ext import _dispatch, _native
 from bigmodel_ext._dispatch import Candidate
-from bigmodel_ext.backends.cuda import dropout, weights
+from bigmodel_ext.backends.cuda import _architectures, dropout, weights
 
 
 def _double(x: Tensor) -> str | None:
@@ -44,4 +44,9 @@ def _candidates(backend: str, native: Any) -> dict[str, Candidate]:
 if _dispatch.forced_backend() == "emulated":
     _dispatch.register("cpu", _candidates("emulated", _native.load_emulated()))
 elif (_cuda := _native.load_cuda()) is not None:
-    _dispatch.register("cuda", _candidates("cuda", _cuda))
+    _devices = [torch.cuda.get_device_capability(i) for i in range(torch.cuda.device_count())]
+    _problems = _architectures.problems(_cuda.ARCHITECTURES, _devices)
+    if len(_problems) == len(_devices):
+        _dispatch.unavailable["cuda"] = _problems[0]
+    else:
+        _dispatch.register("cuda", _architectures.kept_from(_problems, _candidates("cuda", _cuda)))
