@@ -4,7 +4,6 @@ from contextlib import nullcontext
 import pytest
 import torch
 from bigmodel_ext import _dispatch, _gains, _measure, _native
-from shapes import EXECUTED
 
 pytest.register_assert_rewrite("checkpoints", "layers", "sparse_cases", "tolerances")
 os.environ["BIGMODEL_CACHE"] = "off"  # the user's own measurements are neither used nor changed
