@@ -27,4 +27,5 @@ void store_box(const TensorBox& box, const int* in);
 void sum_tiles(int tiles, const int* in, int* out);
 void product_s8(int tiles, const void* a, const void* b, void* out);
 void product_bf16(int tiles, const void* a, const void* b, void* out);
+void peek(int* before, int* after);
 void wrong_on_sm90(const char* what);

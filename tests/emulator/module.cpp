@@ -51,5 +51,6 @@ PYBIND11_MODULE(emulator_kernels, m) {
         [](int tiles, uintptr_t a, uintptr_t b, uintptr_t out) { product_s8(tiles, ints(a), ints(b), ints(out)); });
   m.def("product_bf16",
         [](int tiles, uintptr_t a, uintptr_t b, uintptr_t out) { product_bf16(tiles, ints(a), ints(b), ints(out)); });
+  m.def("peek", [](uintptr_t before, uintptr_t after) { peek(ints(before), ints(after)); });
   m.def("wrong_on_sm90", &wrong_on_sm90);
 }
