@@ -111,7 +111,7 @@ class TestBackend:
     def test_unknown_and_impossible(self):
         status, _, error = python(IMPORT, BIGMODEL_BACKEND="tpu")
         assert status != 0
-        assert error == "ValueError: BIGMODEL_BACKEND must be one of cpu, cuda, reference, got 'tpu'"
+        assert error == "ValueError: BIGMODEL_BACKEND must be one of cpu, cuda, triton, reference, got 'tpu'"
         if not torch.cuda.is_available():
             status, _, error = python(IMPORT, BIGMODEL_BACKEND="cuda")
             assert status != 0

@@ -181,6 +181,7 @@ def test_bad_input(device):
         raw.fused_dropout(x, None, None, torch.tensor([1], device=device), 0.5, "none")
 
 
+@pytest.mark.cpu_only(reason="float64 has no kernel, and a forced backend does not fall back")
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_gradcheck(activation):
     x = torch.randn(3, 5, dtype=torch.float64, requires_grad=True)
@@ -190,6 +191,7 @@ def test_gradcheck(activation):
     assert torch.autograd.gradcheck(f, (x, bias, residual))
 
 
+@pytest.mark.cpu_only(reason="stores past the caches")
 def test_streaming_stores(float_isa):
     # Past the size where outputs bypass the caches: the same bits as in pieces below it, and a ragged end.
     x = torch.randn((8 << 20) + 13)
@@ -197,6 +199,7 @@ def test_streaming_stores(float_isa):
     assert torch.equal(out, _reference.fused_dropout(x, None, None, torch.tensor(SEED), 0.3, "leaky_relu"))
 
 
+@pytest.mark.cpu_only(reason="names the CPU's kernel")
 def test_float64_runs_on_the_reference_and_explain_says_so():
     x = torch.randn(3, 4)
     args = (None, None, None, 0.0, "none")

@@ -112,6 +112,7 @@ def test_special_numbers_in_runs_of_rows(isa, length, special):
         assert torch.equal(y[1].isfinite(), weight[:, 0] == 0)
 
 
+@pytest.mark.cpu_only(reason="threads that share one call's work")
 @pytest.mark.parametrize("sorted_rows", [False, True])
 def test_threads_and_runs_are_bit_equal(isa, sorted_rows):
     weight = sparse_weight(331, 517, 0.7)
@@ -132,6 +133,7 @@ def test_threads_and_runs_are_bit_equal(isa, sorted_rows):
         assert_bit_equal_for_any_threads(run, runs=10)
 
 
+@pytest.mark.cpu_only(reason="the interpreter and the emulator run one call at a time")
 def test_python_threads_at_once():
     def one(seed):
         g = torch.Generator().manual_seed(seed)
@@ -180,6 +182,7 @@ def test_special_numbers_reach_stored_weights_only(isa, m, special):
     assert y[1, 0].isnan() if math.isnan(special) else y[1, 0] == special
 
 
+@pytest.mark.cpu_only(reason="float64 has no kernel, and a forced backend does not fall back")
 def test_gradcheck_in_float64():
     weight = sparse_weight(5, 11, 0.5).double()
     values, crow, col = csr.pack(weight, panel=4)
