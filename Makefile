@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 TORCH ?= torch==2.13.0
+TRITON ?= triton==3.6.0
 BIN := $(VENV)/bin
 OP_TESTS := tests/test_quantize_rows.py tests/test_int8_mm.py tests/test_int8_linear.py tests/test_int8_static.py tests/test_int8_weight_only_linear.py tests/test_binary_coded_linear.py tests/test_binary_coded_gradients.py tests/test_binary_coded_format.py tests/test_sparse_linear.py \
   tests/test_sparse_linear_input.py tests/test_int8_sparse_linear.py tests/test_fused_dropout.py \
@@ -13,9 +14,15 @@ EMULATED_TESTS := tests/test_fused_dropout.py tests/test_fused_dropout_mask.py \
   tests/test_quantize_rows.py tests/test_int8_mm.py tests/test_int8_linear.py tests/test_int8_static.py \
   tests/test_sparse_linear.py tests/test_sparse_linear_input.py tests/test_int8_sparse_linear.py \
   tests/test_block_sparse_linear.py tests/test_semi_sparse_linear.py
+# Op tests that Triton's kernels pass, in its interpreter.
+INTERPRETED_TESTS := tests/test_quantize_rows.py tests/test_int8_mm.py tests/test_int8_linear.py tests/test_int8_static.py \
+  tests/test_int8_weight_only_linear.py tests/test_binary_coded_linear.py tests/test_binary_coded_gradients.py \
+  tests/test_sparse_linear.py tests/test_sparse_linear_input.py tests/test_int8_sparse_linear.py tests/test_fused_dropout.py \
+  tests/test_fused_dropout_mask.py tests/test_fused_dropout_norm.py tests/test_block_sparse_linear.py \
+  tests/test_semi_sparse_linear.py tests/test_triton.py
 SOURCES := $(shell find csrc python -type f -not -name '*.pyc' 2>/dev/null) CMakeLists.txt pyproject.toml
 
-.PHONY: demo build test test-emulated gpu-check figures quality test-isa test-long test-install test-wheel asan bench plot lint format hooks clean
+.PHONY: demo build test test-emulated test-interpret gpu-check figures quality test-isa test-long test-install test-wheel asan bench plot lint format hooks clean
 .DELETE_ON_ERROR:
 
 # Torch first and pinned: a plain `torch` pulls gigabytes of CUDA on Linux.
@@ -24,6 +31,8 @@ $(VENV)/.deps: pyproject.toml
 	$(BIN)/pip install --quiet --disable-pip-version-check $(TORCH)
 	$(BIN)/pip install --quiet --disable-pip-version-check "scikit-build-core>=0.11" "pybind11>=2.13" ninja cmake \
 	  safetensors packaging scikit-learn kornia matplotlib rich pytest hypothesis ruff mypy "clang-format>=18" pre-commit torch-pruning constriction accelerate
+# Triton 3.6's interpreter needs numpy < 2.4. Where there is no Triton, what needs it says so and passes.
+	-test "$$(uname -sm)" != "Linux x86_64" || $(BIN)/pip install --quiet --disable-pip-version-check $(TRITON) "numpy<2.4"
 	touch $@
 
 # Incremental: the build folder is kept between runs.
@@ -41,12 +50,18 @@ demo: build
 demo-seeds: build
 	$(BIN)/python bench/five_seeds.py
 
-test: build test-emulated
+test: build test-emulated test-interpret
 	$(BIN)/python -m pytest -m "not long"
 
 # The CUDA kernels without a GPU: their own sources, compiled for the emulator (csrc/emulator).
 test-emulated: build
 	BIGMODEL_BACKEND=emulated $(BIN)/python -m pytest -m "not long" $(EMULATED_TESTS)
+
+# Triton's kernels without a GPU, in its interpreter, at small sizes.
+test-interpret: build
+	if $(BIN)/python -c "import triton"; then \
+	  TRITON_INTERPRET=1 BIGMODEL_BACKEND=triton OMP_NUM_THREADS=1 $(BIN)/python -m pytest -W ignore -m "not long" $(INTERPRETED_TESTS); \
+	else echo "test-interpret: triton can't be had on this platform, nothing is tested"; fi
 
 # Everything again with each instruction set as the process's own, as a user would force it.
 test-isa: build
