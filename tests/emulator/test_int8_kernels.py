@@ -101,8 +101,8 @@ def test_alignment(emulated, kernel, k, offset):
 @pytest.mark.parametrize("splits", [2, 3, 5, 11])
 def test_splits(emulated, kernel, splits):
     """Also more of them than there are steps of K; rows of the partial sums aligned and not."""
-    m, n, k = TILES[kernel]
-    for n in (n + 4, 37):
+    m, wide, k = TILES[kernel]
+    for n in (wide + 4, 37):
         check_mm(emulated, int8(m // 2 + 1, 5 * k + 16), int8(n, 5 * k + 16), kernel, splits)
         args = make(19, n, 5 * k, torch.bfloat16)
         assert torch.equal(linear(emulated, *args, kernel, splits), _reference.int8_linear(*args))

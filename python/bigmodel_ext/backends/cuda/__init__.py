@@ -28,9 +28,9 @@ def _candidates(backend: str, native: Any) -> dict[str, Candidate]:
         "fused_dropout_backward_bias": Candidate(
             backend, partial(dropout.fused_dropout_backward_bias, native), _double
         ),
-        "quantize_rows": Candidate(backend, partial(int8.quantize_rows, native)),
-        "int8_mm": Candidate(backend, partial(int8.int8_mm, native)),
-        "int8_linear": Candidate(backend, partial(int8.int8_linear, native)),
+        "quantize_rows": Candidate(backend, partial(int8.quantize_rows, native), int8.refusal),
+        "int8_mm": Candidate(backend, partial(int8.int8_mm, native), int8.refusal),
+        "int8_linear": Candidate(backend, partial(int8.int8_linear, native), int8.refusal),
     }
 
 
