@@ -5,6 +5,7 @@ import copy
 import bigmodel_ext as bm
 import pytest
 import torch
+from bigmodel_ext.backends.cuda import int8 as backend
 from layers import IN, OUT, dense
 
 FORMS = {"plain": frozenset({"cpu"}), "packed": frozenset()}
@@ -80,3 +81,12 @@ def test_gradients_and_files(hold, tmp_path):
     x.grad = None
     again(x).sum().backward()
     assert torch.equal(x.grad, plain)
+
+
+def test_old_devices_are_refused(monkeypatch):
+    backend._device_refusal.cache_clear()
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0) if device.index else (7, 5))
+    assert backend._device_refusal(torch.device("cuda:0")) == "the kernels need compute capability 8.0 or later"
+    assert backend._device_refusal(torch.device("cuda:1")) is None
+    assert backend.refusal(torch.ones(1)) is None
+    backend._device_refusal.cache_clear()

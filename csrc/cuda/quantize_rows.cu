@@ -60,7 +60,6 @@ __global__ void __launch_bounds__(kThreads, 3) quantize_rows_kernel(RowsToQuanti
       }
     }
   }
-  for (int64_t i = rows.k + lane; i < to.stride; i += kGroup) q[i] = 0;
 }
 
 template <typename T, bool kVectors>
