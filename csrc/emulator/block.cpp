@@ -6,8 +6,11 @@
 #include <stdexcept>
 
 #include "async_copy.h"
+#include "banks.h"
 #include "fiber.h"
 #include "shared.h"
+#include "tensor_copy.h"
+#include "warpgroup.h"
 
 namespace bigmodel::emulator {
 
@@ -100,9 +103,10 @@ Thread* choose() {
 }
 
 void leave_to(Thread* next, Fiber& from) {
-  Fiber to = next ? block().fibers[next->id] : block().main;
-  if (next) current = next;
-  switch_fiber(from, to);
+  Block& b = block();
+  if (!next) return b.stacks.switch_to(from, FiberStacks::kNoStack, b.main);
+  current = next;
+  b.stacks.switch_to(from, static_cast<size_t>(next->id), b.fibers[next->id]);
 }
 
 // Lets others run until the current thread is ready again.
@@ -151,6 +155,7 @@ void count_arrival(int id, int count, Site site) {
 }
 
 void finish_thread() {
+  check_no_stores();
   Thread& t = *current;
   make_waiting(t);
   warp_of(t).live &= ~bit(t.lane);
@@ -160,6 +165,7 @@ void finish_thread() {
 }
 
 void thread_main() {
+  block().stacks.entered();
   try {
     (*block().body)();
     finish_thread();
@@ -167,7 +173,7 @@ void thread_main() {
   } catch (...) {
     block().error = std::current_exception();
   }
-  switch_fiber(block().fibers[current->id], block().main);
+  leave_to(nullptr, block().fibers[current->id]);
 }
 
 // The one under way with this mask, or one that is free.
@@ -233,9 +239,11 @@ void start_block(unsigned linear_threads) {
 void run_block() {
   Block& b = block();
   start_shared();
+  start_banks();
+  start_mbarriers();
+  start_warpgroups();
   current = nullptr;
-  current = choose();
-  switch_fiber(b.main, b.fibers[current->id]);
+  leave_to(choose(), b.main);
   if (b.error) std::rethrow_exception(b.error);
   if (b.live) report_deadlock();
   check_shared();

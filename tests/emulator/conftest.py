@@ -3,15 +3,16 @@ from pathlib import Path
 
 import pytest
 from bigmodel_ext import _native
+from emulation import SANITIZED, SCHEDULES
 
 BUILD = Path(__file__).parent.parent.parent / "build"
-SCHEDULES = (("ascending", 0), ("descending", 0), *(("random", seed) for seed in range(4)))
 
 
 @pytest.fixture(scope="session")
 def kernels():
     """The module of tests/emulator/kernels.cu, which `make build` leaves in its build folder."""
-    found = sorted(BUILD.glob("*/csrc/emulator/emulator_kernels*.so"), key=lambda p: p.stat().st_mtime)
+    builds = [b for b in BUILD.glob("*/csrc/emulator/emulator_kernels*.so") if ("asan" in b.parts) == SANITIZED]
+    found = sorted(builds, key=lambda p: p.stat().st_mtime)
     if not found:
         pytest.skip("needs the build folder of `make build`")
     spec = importlib.util.spec_from_file_location("emulator_kernels", found[-1])
