@@ -1,5 +1,10 @@
 """The CUDA int8 kernels one by one, each at its own tiles' edges; the op tests see only those that sizes choose."""
 
+import math
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from bigmodel_ext import _reference
@@ -30,6 +35,7 @@ def test_tiles_at_their_edges(emulated, kernel):
     m, n, k = TILES[kernel]
     sizes = [(i, n // 2 + 4, k) for i in (*edges(m), 2 * m + 1)] + [(m // 2, i, k) for i in (*edges(n), 2 * n + 3)]
     sizes += [(17, 20, i) for i in (0, 16, k - 16, k, k + 16, 3 * k, 4 * k, 5 * k + 16)] + [(m + 1, n + 1, k + 16)]
+    sizes += [(8 * m + 1, n + 1, 16)]  # eight rows of tiles go over the columns together
     for m, n, k in sizes:
         check_mm(emulated, int8(m, k), int8(n, k), kernel)
 
@@ -59,8 +65,8 @@ def test_alignment(emulated, kernel, k, offset):
 @pytest.mark.parametrize("splits", [2, 3, 5, 11])
 def test_splits(emulated, kernel, splits):
     """Also more of them than there are steps of K; rows of the partial sums aligned and not."""
-    m, n, k = TILES[kernel]
-    for n in (n + 4, 37):
+    m, wide, k = TILES[kernel]
+    for n in (wide + 4, 37):
         check_mm(emulated, int8(m // 2 + 1, 5 * k + 16), int8(n, 5 * k + 16), kernel, splits)
         args = make(19, n, 5 * k, torch.bfloat16)
         assert torch.equal(linear(emulated, *args, kernel, splits), _reference.int8_linear(*args))
@@ -156,6 +162,12 @@ def test_schedules_agree(steered, name):
 @pytest.mark.parametrize("name", RUNS)
 def test_every_wait_is_missed(steered, name):
     check_waits(steered, lambda: right(steered, name), *RUNS[name][:2])
+
+
+def test_nothing_outside_the_operands_is_touched(emulated):
+    """In a process of its own, which a wrong access ends."""
+    result = subprocess.run([sys.executable, Path(__file__).parent / "fenced.py"], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
 
 
 @pytest.mark.parametrize("kernel", TILES)
