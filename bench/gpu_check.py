@@ -32,8 +32,8 @@ from typing import Any
 BENCH = Path(__file__).resolve().parent
 ROOT = BENCH.parent
 TOTAL_S = 470.0
-COLUMNS = ("date", "gpu", "torch", "suite", "op", "shape", "dtype", "peer", "ours_us", "peer_us", "speedup", "p20", "p80",
-           "gbps", "tops")  # fmt: skip
+COLUMNS = ("date", "gpu", "torch", "suite", "op", "shape", "dtype", "peer", "ours_us", "peer_us", "speedup", "p20",
+           "p80", "gbps", "tops")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -68,10 +68,11 @@ def phases(results: Path) -> list[Phase]:
     def no_sanitizer() -> str | None:
         return None if sanitizer() else "compute-sanitizer was not found"
 
-    tests = [sys.executable, "-m", "pytest", "-q", "--maxfail=20", "-p", "no:cacheprovider", "--rootdir", str(ROOT), "-m",
-             "not long", "-k", "not compile", *(str(ROOT / path) for path in op_tests())]  # fmt: skip
+    tests = [sys.executable, "-m", "pytest", "-q", "--maxfail=20", "-p", "no:cacheprovider", "--rootdir", str(ROOT),
+             "-m", "not long", "-k", "not compile", *(str(ROOT / path) for path in op_tests())]  # fmt: skip
     checked = [
-        Phase("checks", "values, masks, streams, graphs, gradients and errors against the CPU's kernels", own("checks"), 60),
+        Phase("checks", "values, masks, streams, graphs, gradients and errors against the CPU's kernels",
+              own("checks"), 60),
         Phase("fragments", "mma, mma.sp, ldmatrix and wgmma: this GPU's registers against the emulator's",
               own("fragments"), 30, missing=no_module("bigmodel_ext._C_emulated")),
         Phase("op-tests", f"{len(op_tests())} files of op tests with tensors on the GPU", tests, 100,
