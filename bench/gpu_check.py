@@ -195,8 +195,8 @@ def main() -> int:
     if not options.no_build:
         outcomes["build"] = run_phase(build_phase(results), results, started + TOTAL_S)
         print(f"build: {outcomes['build']}", flush=True)
-        if outcomes["build"] != "passed":
-            return 1
+        if outcomes["build"] != "passed" and find_spec("bigmodel_ext") is None:
+            return 1  # else the others still run, with the package that was installed before
     planned = [phase for phase in planned if not options.only or phase.name in options.only]
     if options.dry_run:
         return dry_run(planned, results)
