@@ -4,12 +4,10 @@
 
 #include <cstdint>
 
-#include "../common/view.h"
+#include "../common/int8_args.h"
 #include "activate_rows.h"
 
 namespace bigmodel {
-
-constexpr int64_t kInt8MaxK = 131071;  // the largest K for which 128 * 128 * K < 2^31
 
 // Bytes of a packed weight's panel: the compensations (64 int32), then weights [ceil(K/4), 64, 4].
 constexpr int64_t packed_panel_bytes(int64_t k) { return ((k + 3) / 4 + 1) * 256; }

@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <limits>
 
-#include "../common/check.h"
+#include "../common/int8_args.h"
 #include "../common/parallel.h"
 #include "isa.h"
 
@@ -34,19 +34,8 @@ FixedScale fixed_scale(float s) {
 }
 
 void quantize_rows(const View& x, const View& q, const View& scale) {
-  check_float(x, "x");
-  check_ndim(x, "x", 2);
-  check_contiguous(x, "x");
+  check_quantize_rows(x, q, scale);
   const int64_t m = x.sizes[0], k = x.sizes[1];
-  check_dtype(q, "q", DType::i8);
-  check_ndim(q, "q", 2);
-  check_size(q, "q", 0, m);
-  check_size(q, "q", 1, k);
-  check_contiguous(q, "q");
-  check_dtype(scale, "scale", DType::f32);
-  check_ndim(scale, "scale", 1);
-  check_size(scale, "scale", 0, m);
-  check_contiguous(scale, "scale");
   if (k == 0) {  // rows of nothing: q may have no memory
     std::fill(scale.as<float>(), scale.as<float>() + m, 0.0f);
     return;

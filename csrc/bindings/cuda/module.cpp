@@ -15,6 +15,10 @@ namespace py = pybind11;
 
 namespace bigmodel {
 void register_fused_dropout_cuda(py::module_& m);
+void register_sparse_linear_cuda(py::module_& m);
+void register_block_sparse_linear_cuda(py::module_& m);
+void register_semi_sparse_linear_cuda(py::module_& m);
+void register_int8_linear_cuda(py::module_& m);
 void register_int8_weight_only_linear_cuda(py::module_& m);
 void register_binary_coded_linear_cuda(py::module_& m);
 void register_fused_dropout_norm_cuda(py::module_& m);
@@ -43,6 +47,10 @@ PYBIND11_MODULE(_C_cuda, m) {
   m.attr("ARCHITECTURES") = architectures;  // that the kernels were built for, as nvcc names them
   register_fragments(m);
   register_fused_dropout_cuda(m);
+  register_sparse_linear_cuda(m);
+  register_block_sparse_linear_cuda(m);
+  register_semi_sparse_linear_cuda(m);
+  register_int8_linear_cuda(m);
   register_int8_weight_only_linear_cuda(m);
   register_binary_coded_linear_cuda(m);
   register_fused_dropout_norm_cuda(m);

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from bigmodel_ext import _dispatch, _native
 from bigmodel_ext._dispatch import Candidate
-from bigmodel_ext.backends.cuda import _architectures, dropout, weights
+from bigmodel_ext.backends.cuda import _architectures, blocks, dropout, int8, sparse, weights
 
 
 def _double(x: Tensor) -> str | None:
@@ -28,6 +28,19 @@ def _candidates(backend: str, native: Any) -> dict[str, Candidate]:
         "fused_dropout_backward_bias": Candidate(
             backend, partial(dropout.fused_dropout_backward_bias, native), _double
         ),
+        "pack_panel_csr": Candidate(backend, partial(sparse.pack_panel_csr, native)),
+        "sparse_linear": Candidate(backend, partial(sparse.sparse_linear, native), _double),
+        "int8_sparse_linear": Candidate(backend, partial(sparse.int8_sparse_linear, native)),
+        "sparse_linear_grad_input": Candidate(backend, partial(sparse.sparse_linear_grad_input, native), _double),
+        "sparse_linear_grad_values": Candidate(backend, partial(sparse.sparse_linear_grad_values, native), _double),
+        **{
+            f"{layer}{part}": Candidate(backend, partial(getattr(blocks, f"{layer}{part}"), native), _double)
+            for layer in ("block_sparse_linear", "semi_sparse_linear")
+            for part in ("", "_grad_input", "_grad_values")
+        },
+        "quantize_rows": Candidate(backend, partial(int8.quantize_rows, native)),
+        "int8_mm": Candidate(backend, partial(int8.int8_mm, native)),
+        "int8_linear": Candidate(backend, partial(int8.int8_linear, native)),
         "int8_weight_only_linear": Candidate(backend, partial(weights.int8_weight_only_linear, native)),
         "binary_coded_linear": Candidate(backend, partial(weights.binary_coded_linear, native)),
         "fused_dropout_norm": Candidate(
