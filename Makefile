@@ -9,20 +9,15 @@ OP_TESTS := tests/test_quantize_rows.py tests/test_int8_mm.py tests/test_int8_li
   tests/test_fused_dropout_mask.py tests/test_fused_dropout_norm.py tests/test_philox.py tests/test_formats.py tests/test_int8_conv2d.py \
   tests/test_sparse_conv2d.py tests/test_block_sparse_linear.py tests/test_semi_sparse_linear.py tests/test_block_formats.py \
   tests/test_block_layers.py tests/test_ising.py
-# Op tests that every kernel backend passes: the CUDA kernels' sources on the emulator run them here.
-EMULATED_TESTS := tests/test_fused_dropout.py tests/test_fused_dropout_mask.py \
-  tests/test_quantize_rows.py tests/test_int8_mm.py tests/test_int8_linear.py tests/test_int8_static.py \
-  tests/test_sparse_linear.py tests/test_sparse_linear_input.py tests/test_int8_sparse_linear.py \
-  tests/test_block_sparse_linear.py tests/test_semi_sparse_linear.py
-# Op tests that Triton's kernels pass, in its interpreter.
-INTERPRETED_TESTS := tests/test_quantize_rows.py tests/test_int8_mm.py tests/test_int8_linear.py tests/test_int8_static.py \
+# Op tests that the kernels of every backend pass: CUDA's on the emulator and Triton's in its interpreter too.
+BACKEND_TESTS := tests/test_quantize_rows.py tests/test_int8_mm.py tests/test_int8_linear.py tests/test_int8_static.py \
   tests/test_int8_weight_only_linear.py tests/test_binary_coded_linear.py tests/test_binary_coded_gradients.py \
   tests/test_sparse_linear.py tests/test_sparse_linear_input.py tests/test_int8_sparse_linear.py tests/test_fused_dropout.py \
   tests/test_fused_dropout_mask.py tests/test_fused_dropout_norm.py tests/test_block_sparse_linear.py \
-  tests/test_semi_sparse_linear.py tests/test_triton.py
+  tests/test_semi_sparse_linear.py
 SOURCES := $(shell find csrc python -type f -not -name '*.pyc' 2>/dev/null) CMakeLists.txt pyproject.toml
 
-.PHONY: demo build test test-emulated test-interpret gpu-check figures quality test-isa test-long test-install test-wheel asan bench plot lint format hooks clean
+.PHONY: demo build test test-emulated test-interpret test-codegen gpu-check figures quality test-isa test-long test-install test-wheel asan bench plot lint format hooks clean
 .DELETE_ON_ERROR:
 
 # Torch first and pinned: a plain `torch` pulls gigabytes of CUDA on Linux.
@@ -55,13 +50,17 @@ test: build test-emulated test-interpret
 
 # The CUDA kernels without a GPU: their own sources, compiled for the emulator (csrc/emulator).
 test-emulated: build
-	BIGMODEL_BACKEND=emulated $(BIN)/python -m pytest -m "not long" $(EMULATED_TESTS)
+	BIGMODEL_BACKEND=emulated $(BIN)/python -m pytest -m "not long" $(BACKEND_TESTS)
 
 # Triton's kernels without a GPU, in its interpreter, at small sizes.
 test-interpret: build
 	if $(BIN)/python -c "import triton"; then \
-	  TRITON_INTERPRET=1 BIGMODEL_BACKEND=triton OMP_NUM_THREADS=1 $(BIN)/python -m pytest -W ignore -m "not long" $(INTERPRETED_TESTS); \
+	  TRITON_INTERPRET=1 BIGMODEL_BACKEND=triton OMP_NUM_THREADS=1 $(BIN)/python -m pytest -W ignore -m "not long" $(BACKEND_TESTS) tests/test_triton.py; \
 	else echo "test-interpret: triton can't be had on this platform, nothing is tested"; fi
+
+# What nvcc and Triton make of all kernels for all architectures; skipped, with the reason, where they are not found.
+test-codegen: build
+	$(BIN)/python -m pytest -rs $(wildcard tests/test_codegen_*.py)
 
 # Everything again with each instruction set as the process's own, as a user would force it.
 test-isa: build
@@ -100,7 +99,7 @@ asan: $(VENV)/.deps
 	  --config-settings=cmake.define.BIGMODEL_EMULATE=ON \
 	  --config-settings=build-dir=build/asan .
 	$(ASAN) $(BIN)/python -m pytest --capture=sys -m "not long" -k "not compile" $(OP_TESTS)
-	$(ASAN) BIGMODEL_BACKEND=emulated $(BIN)/python -m pytest --capture=sys -m "not long" -k "not compile" $(EMULATED_TESTS)
+	$(ASAN) BIGMODEL_BACKEND=emulated $(BIN)/python -m pytest --capture=sys -m "not long" -k "not compile" $(BACKEND_TESTS)
 	$(ASAN) $(BIN)/python -m pytest --capture=sys -m "not long" tests/emulator
 
 # What `make bench` compares with; not needed by anything else.
