@@ -84,6 +84,18 @@ def run_block_grad_values(native, size, dtype, m, n, k):
     assert_as_accurate(got, torchs, exact)
 
 
+def run_int8_semi(native, shape, dtype, m, n, k):
+    q = torch.randint(-128, 128, (n, k), dtype=torch.int8)
+    weight = torch.where(two_four_weight(n, k) != 0, q, 0).to(torch.int8)
+    values, index = two_four.pack_int8(weight)
+    x, scale, bias = torch.randn(m, k).to(dtype), torch.rand(n), torch.randn(n)
+    out = torch.full((m, n), math.nan, dtype=dtype)
+    scratch = torch.empty(m, -(-k // 16) * 16, dtype=torch.int8), torch.empty(m)
+    wanted = native.SemiShape.__members__[shape]
+    native.int8_semi_sparse_linear(x, values, index, scale, bias, out, "relu", *scratch, wanted)
+    assert torch.equal(out, _reference.int8_linear(x, weight, scale, bias, "relu"))
+
+
 def no_conflicts(native):
     reports = native.take_reports()
     assert reports
@@ -102,6 +114,7 @@ def test_every_tile_at_its_edges(emulated, shape, dtype):
         (9, 2 * outputs + 33, 16),
     ):
         run_semi(emulated, shape, dtype, m, n, k)
+        run_int8_semi(emulated, shape, dtype, m, n + m % 3, 2 * k - m % 5)
     no_conflicts(emulated)
 
 
@@ -174,6 +187,12 @@ CASES = {
         for shape, (outputs, rows, depth, stages) in SHAPES.items()
         for dtype in DTYPES
         if dtype is not torch.float16 and (dtype is torch.bfloat16 or shape in ("few_rows", "medium"))
+    },
+    **{
+        f"int8_semi_{shape}": partial(
+            run_int8_semi, shape=shape, dtype=torch.float32, m=rows, n=outputs, k=2 * depth * (stages + 1)
+        )
+        for shape, (outputs, rows, depth, stages) in SHAPES.items()
     },
     **{
         f"{run.__name__}_{size}_{dtype}_{m}".replace("torch.", ""): partial(run, size=size, dtype=dtype, m=m, n=depth,
