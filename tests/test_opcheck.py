@@ -278,6 +278,8 @@ def test_gradients_in_float64_or_by_formula(op):
         elif op == "binary_coded_linear":
             signs, alpha = binary_coded.from_panels(args[1], N, K, 16), binary_coded.scales_from_panels(args[2], N)
             weight, scale, bias = binary_coded.decode(signs, alpha, K, 16), torch.ones(N), args[3]
+        elif op == "int8_semi_sparse_linear":
+            weight, scale, bias = two_four.unpack_int8(*args[1:3], N, K), args[3], args[4]
         else:
             weight, scale, bias = block.unpack(*args[1:4], N, K), args[4], args[6]
         y = overload(*args)
