@@ -19,4 +19,11 @@ void load_matrix_fragments(int matrices, bool transposed, const void* image, con
 
 constexpr int kFragmentImage = 4096;
 
+// One m64n64 product of a warpgroup on sm_90a. image: kWgmmaImage bytes of shared memory, A from its start and B from
+// its middle on, both `inside` bytes along the row; the rest as matrix_descriptor has it. d: [128][32], written.
+void wgmma_fragments(MmaKind kind, int swizzle_bytes, int stride, int leading, int inside, const void* image,
+                     uint32_t* d, int device, void* stream);
+
+constexpr int kWgmmaImage = 32768;
+
 }  // namespace bigmodel

@@ -42,8 +42,8 @@ void check(TensorElement element, const void* address, std::initializer_list<int
     if (b < 1 || b > 256) refuse("box " + std::to_string(b));
   const int inner = *box.begin() * bytes_of(element);
   if (inner % 16) refuse("the box's innermost " + std::to_string(inner) + " bytes are not a multiple of 16");
-  if (swizzle != TensorSwizzle::none && inner > bytes_of(swizzle))
-    refuse("the box's innermost " + std::to_string(inner) + " bytes exceed the swizzle's " +
+  if (swizzle != TensorSwizzle::none && inner != bytes_of(swizzle))
+    refuse("the box's innermost " + std::to_string(inner) + " bytes are not the swizzle's " +
            std::to_string(bytes_of(swizzle)));
 }
 

@@ -6,8 +6,11 @@
 #include <stdexcept>
 
 #include "async_copy.h"
+#include "banks.h"
 #include "fiber.h"
 #include "shared.h"
+#include "tensor_copy.h"
+#include "warpgroup.h"
 
 namespace bigmodel::emulator {
 
@@ -151,6 +154,7 @@ void count_arrival(int id, int count, Site site) {
 }
 
 void finish_thread() {
+  check_no_stores();
   Thread& t = *current;
   make_waiting(t);
   warp_of(t).live &= ~bit(t.lane);
@@ -233,6 +237,9 @@ void start_block(unsigned linear_threads) {
 void run_block() {
   Block& b = block();
   start_shared();
+  start_banks();
+  start_mbarriers();
+  start_warpgroups();
   current = nullptr;
   current = choose();
   switch_fiber(b.main, b.fibers[current->id]);

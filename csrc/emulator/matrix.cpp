@@ -1,11 +1,11 @@
 #include "matrix.h"
 
 #include <cstring>
-#include <set>
 
-#include "../common/half.h"
+#include "banks.h"
 #include "block.h"
 #include "shared.h"
+#include "wide.h"
 
 namespace bigmodel::emulator {
 
@@ -21,19 +21,6 @@ struct LoadMatrix {
   bool transposed;
 };
 
-// Rows whose 16 bytes lie in the same four banks are read one after another.
-void count_conflicts(const uint32_t (&rows)[8]) {
-  std::set<uint32_t> in_banks[8];
-  size_t most = 1;
-  for (uint32_t row : rows) {
-    std::set<uint32_t>& same = in_banks[row / 16 % 8];
-    same.insert(row);
-    most = same.size() > most ? same.size() : most;
-  }
-  ++report->matrix_loads;
-  report->bank_conflicts += most - 1;
-}
-
 void load_matrices(LoadMatrix* const* lanes, uint32_t, Site site) {
   for (int m = 0; m < lanes[0]->matrices; ++m) {
     uint16_t matrix[8][8];
@@ -42,7 +29,8 @@ void load_matrices(LoadMatrix* const* lanes, uint32_t, Site site) {
       rows[i] = lanes[8 * m + i]->row;
       std::memcpy(matrix[i], written_shared_bytes(rows[i], 16, 16, site), 16);
     }
-    count_conflicts(rows);
+    ++report->matrix_loads;
+    report->matrix_conflicts += conflicts_of(rows);
     for (int l = 0; l < kLanes; ++l) {
       const int i = l / 4, j = l % 4 * 2;
       const bool t = lanes[l]->transposed;
@@ -51,29 +39,6 @@ void load_matrices(LoadMatrix* const* lanes, uint32_t, Site site) {
     }
   }
 }
-
-// Operands are widened to what is multiplied: int16 and float, whose products and sums are exact or the contract's.
-template <Element kElement>
-struct Wide {
-  using Operand = float;
-  using Sum = float;
-  static constexpr int kPerUnit = 2;
-  static void widen(uint32_t unit, float* out) {
-    for (int i = 0; i < 2; ++i) {
-      const uint16_t half = static_cast<uint16_t>(unit >> (16 * i));
-      out[i] = kElement == Element::bf16 ? bf16_to_float(half) : f16_to_float(half);
-    }
-  }
-};
-template <>
-struct Wide<Element::s8> {
-  using Operand = int16_t;
-  using Sum = int32_t;
-  static constexpr int kPerUnit = 4;
-  static void widen(uint32_t unit, int16_t* out) {
-    for (int i = 0; i < 4; ++i) out[i] = static_cast<int8_t>(unit >> (8 * i));
-  }
-};
 
 // The 2-bit position of the kept element `index` of a row.
 int position(Mma* const* lanes, int row, int index, int per_unit, int selector) {

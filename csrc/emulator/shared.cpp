@@ -20,7 +20,9 @@ struct Variable {
 };
 
 alignas(1024) char arena[kArena];
+alignas(1024) char async_view[kArena];
 alignas(1024) char pattern[kArena];
+bool published = false;           // since the views were last made equal
 std::vector<Variable> variables;  // the first is the dynamic memory; in order of addresses
 uint32_t used = 0;                // up to the end of the last gap
 
@@ -55,7 +57,11 @@ void open_shared(size_t dynamic_bytes) {
   used = round_up(variables[0].end, 16) + kGap;
 }
 
-void start_shared() { std::memcpy(arena, pattern, used); }
+void start_shared() {
+  std::memcpy(arena, pattern, used);
+  std::memcpy(async_view, pattern, used);
+  published = false;
+}
 
 void check_shared() {
   uint32_t gap = 0;
@@ -80,7 +86,7 @@ void* shared_variable(const void* tag, size_t bytes, size_t alignment, Site site
   const uint32_t start = round_up(used, std::max<size_t>(alignment, 16));
   const uint32_t end = start + static_cast<uint32_t>(bytes);
   if (round_up(end, 16) + kGap > kArena) fail(site, "more shared memory than a block can have");
-  std::memcpy(arena + used, pattern + used, round_up(end, 16) + kGap - used);
+  for (char* view : {arena, async_view}) std::memcpy(view + used, pattern + used, round_up(end, 16) + kGap - used);
   used = round_up(end, 16) + kGap;
   variables.push_back({tag, start, end});
   return arena + start;
@@ -109,5 +115,18 @@ const char* written_shared_bytes(uint32_t address, size_t bytes, size_t alignmen
 }
 
 void poison(uint32_t address, size_t bytes) { std::memcpy(arena + address, pattern + address, bytes); }
+
+void publish_to_async() { published = true; }
+
+void check_visible_to_async(uint32_t address, size_t bytes, Site site) {
+  variable_of(address, bytes, site);
+  if (published) std::memcpy(async_view, arena, used);
+  published = false;
+  if (std::memcmp(arena + address, async_view + address, bytes) != 0)
+    fail(site, "an asynchronous read of shared address " + std::to_string(address) +
+                   ", which was written without fence.proxy.async behind it");
+}
+
+void set_visible_to_async(uint32_t address, size_t bytes) { std::memcpy(async_view + address, arena + address, bytes); }
 
 }  // namespace bigmodel::emulator

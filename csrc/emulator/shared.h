@@ -28,4 +28,15 @@ char* shared_bytes(uint32_t address, size_t bytes, size_t alignment, Site site);
 const char* written_shared_bytes(uint32_t address, size_t bytes, size_t alignment, Site site);
 void poison(uint32_t address, size_t bytes);
 
+// Asynchronous reads (wgmma, TMA stores) see another picture of the memory: ordinary writes enter it at a
+// fence.proxy.async, which here publishes all that was written so far, whoever wrote it.
+void publish_to_async();
+void check_visible_to_async(uint32_t address, size_t bytes, Site site);  // fails if the pictures differ
+void set_visible_to_async(uint32_t address, size_t bytes);               // after an asynchronous write
+
+// The address with its 16-byte chunk exchanged: swizzles of 32, 64 and 128 bytes; 0: none.
+inline uint32_t swizzled(uint32_t address, int bytes) {
+  return bytes ? address ^ ((address >> 7 & static_cast<uint32_t>(bytes / 16 - 1)) << 4) : address;
+}
+
 }  // namespace bigmodel::emulator

@@ -3,9 +3,9 @@ from pathlib import Path
 
 import pytest
 from bigmodel_ext import _native
+from emulation import SCHEDULES
 
 BUILD = Path(__file__).parent.parent.parent / "build"
-SCHEDULES = (("ascending", 0), ("descending", 0), *(("random", seed) for seed in range(4)))
 
 
 @pytest.fixture(scope="session")
@@ -32,3 +32,11 @@ def schedule(request, kernels):
     kernels.configure(schedule=request.param[0], seed=request.param[1])
     yield request.param
     kernels.configure()
+
+
+@pytest.fixture
+def steered(emulated):
+    """The emulator, with its settings as they were afterwards."""
+    emulated.take_reports()
+    yield emulated
+    emulated.configure()

@@ -124,3 +124,38 @@ def test_load_matrix(emulated, matrices, transposed):
                 if transposed:
                     row, column = column, row
                 assert halves[lane, m, half] == rows[8 * m + row, column]
+
+
+def operand_image(rows, swizzle, stride, leading, inside):
+    """Where a K-major operand of [64, 32 bytes] lies: chunk c of row r, by the patterns that the PTX ISA shows."""
+    image = torch.randint(256, (16384,), dtype=torch.uint8)
+    for r in range(64):
+        for c in range(2):
+            at = r // 8 * stride
+            if swizzle:
+                chunk = inside // 16 + c
+                exchanged = chunk ^ (r % 8 // (128 // swizzle)) % (swizzle // 16)
+                at += r % 8 * swizzle + exchanged * 16
+            else:
+                at += r % 8 * 16 + c * leading + inside
+            image[at : at + 16] = rows[r, 16 * c : 16 * c + 16]
+    return image
+
+
+@pytest.mark.parametrize(
+    ("swizzle", "stride", "leading", "inside"),
+    [(128, 1024, 16, 0), (128, 2048, 16, 96), (64, 512, 16, 32), (32, 256, 16, 0), (0, 128, 1024, 0), (0, 256, 128, 0)],
+)
+@pytest.mark.parametrize("kind", DTYPE)
+def test_wgmma(emulated, kind, swizzle, stride, leading, inside):
+    k = 32 if kind == "s8" else 16
+    a, b = numbers((64, k), DTYPE[kind]), numbers((64, k), DTYPE[kind])
+    images = [operand_image(m.view(torch.uint8), swizzle, stride, leading, inside) for m in (a, b)]
+    d = torch.zeros(128, 32, dtype=torch.int32)
+    emulated.wgmma_fragments(kind, swizzle, stride, leading, inside, torch.cat(images), d)
+    product, d = a.double() @ b.double().T, d if kind == "s8" else d.view(torch.float32)
+    for thread in range(128):
+        warp, lane = divmod(thread, 32)
+        for i in range(32):
+            row, column = c_element(lane, i % 4)
+            assert d[thread, i] == product[16 * warp + row, 8 * (i // 4) + column]

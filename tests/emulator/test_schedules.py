@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import SCHEDULES
+from emulation import sites_of, unmissed
 
 
 def rotated(kernels, name, threads, steps):
@@ -34,14 +34,43 @@ def hand_over(kernels, rounds=5):
     assert torch.equal(out, torch.arange(rounds)[:, None] * 100 + torch.arange(31, -1, -1)), out
 
 
+def sum_tiles(kernels, tiles=7):
+    values = torch.randint(1000, (tiles, 32), dtype=torch.int32)
+    out = torch.zeros(32, dtype=torch.int32)
+    kernels.sum_tiles(tiles, values.data_ptr(), out.data_ptr())
+    assert torch.equal(out, (values * torch.arange(1, tiles + 1)[:, None]).sum(0).int()), out
+
+
+def product(kernels, kind, tiles=5):
+    if kind == "s8":
+        a, b = (torch.randint(-128, 128, (64, 128 * tiles), dtype=torch.int8) for _ in "ab")
+    else:
+        a, b = (torch.randint(-4, 5, (64, 64 * tiles)).bfloat16() for _ in "ab")
+    out = torch.zeros(64, 64, dtype=torch.int32 if kind == "s8" else torch.float32)
+    getattr(kernels, f"product_{kind}")(tiles, a.data_ptr(), b.data_ptr(), out.data_ptr())
+    assert torch.equal(out.double(), a.double() @ b.double().T), out
+
+
 RUNS = {
     "reverse": reverse,
     "rotate": lambda kernels: rotated(kernels, "rotate", 100, 5),
     "rotate_in_warp": lambda kernels: rotated(kernels, "rotate_in_warp", 32, 3),
     "sum_stages": sum_stages,
     "hand_over": hand_over,
+    "sum_tiles": sum_tiles,
+    "product_s8": lambda kernels: product(kernels, "s8"),
+    "product_bf16": lambda kernels: product(kernels, "bf16"),
 }
-SITES = {"reverse": 1, "rotate": 2, "rotate_in_warp": 2, "sum_stages": 2, "hand_over": 4}
+SITES = {
+    "reverse": 1,
+    "rotate": 2,
+    "rotate_in_warp": 2,
+    "sum_stages": 2,
+    "hand_over": 4,
+    "sum_tiles": 6,
+    "product_s8": 12,
+    "product_bf16": 12,
+}
 
 
 @pytest.mark.parametrize("name", RUNS)
@@ -52,23 +81,24 @@ def test_right_results_whatever_the_schedule(kernels, schedule, name):
 @pytest.mark.parametrize("name", RUNS)
 def test_every_wait_is_missed(kernels, name):
     kernels.configure()
-    kernels.take_reports()
-    RUNS[name](kernels)
-    (report,) = kernels.take_reports()
-    assert report["kernel"] == name
-    assert len(report["sites"]) == SITES[name], report["sites"]
-    try:
-        for site, what in report["sites"]:
-            seen = []
-            for schedule, seed in SCHEDULES:
-                kernels.configure(schedule=schedule, seed=seed, skip=site)
-                try:
-                    RUNS[name](kernels)
-                except (AssertionError, RuntimeError):
-                    seen.append(schedule)
-            assert seen, f"nothing misses {what} at {site}"
-    finally:
-        kernels.configure()
+    found = sites_of(kernels, lambda: RUNS[name](kernels))
+    assert len(found) == SITES[name], found
+    assert not unmissed(kernels, lambda: RUNS[name](kernels))
+
+
+def test_a_barrier_without_need_is_told(kernels):
+    kernels.configure()
+    values = torch.arange(64, dtype=torch.int32)
+
+    def run():
+        out = torch.zeros_like(values)
+        kernels.reverse_twice(64, values.data_ptr(), out.data_ptr())
+        assert torch.equal(out, values.flip(0))
+
+    assert len(sites_of(kernels, run)) == 2
+    ((site, what),) = unmissed(kernels, run)
+    assert what == "__syncthreads"
+    assert site.startswith("emulator/kernels.cu:")
 
 
 def test_threads_may_return_before_a_barrier(kernels, schedule):
@@ -96,9 +126,12 @@ def test_collectives(kernels, schedule):
         assert row[11] == 107
 
 
-@pytest.mark.parametrize(("stride", "conflicts"), [(128, 28), (64, 12), (32, 4), (16, 0), (144, 0), (80, 0)])
-def test_bank_conflicts_are_counted(kernels, stride, conflicts):
+@pytest.mark.parametrize(
+    ("stride", "conflicts", "of_pairs"), [(128, 28, 12), (64, 12, 12), (32, 4, 4), (16, 0, 0), (144, 0, 0), (80, 0, 0)]
+)
+def test_bank_conflicts_are_counted(kernels, schedule, stride, conflicts, of_pairs):
     kernels.take_reports()
     kernels.count_conflicts(stride)
     (report,) = kernels.take_reports()
-    assert (report["matrix_loads"], report["bank_conflicts"]) == (4, conflicts)
+    assert (report["matrix_loads"], report["matrix_conflicts"]) == (4, conflicts)
+    assert (report["shared_accesses"], report["shared_conflicts"]) == (16, conflicts + 3 * of_pairs)

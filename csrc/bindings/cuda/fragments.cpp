@@ -11,21 +11,26 @@ namespace {
 constexpr const char* kKinds[] = {"s8",           "bf16",        "f16", "sparse_s8", "sparse_bf16_0", "sparse_bf16_1",
                                   "sparse_f16_0", "sparse_f16_1"};
 
-// 32-bit registers, [32 lanes, n].
-uint32_t* registers(py::handle tensor, const char* name, int64_t n) {
+// 32-bit registers, [32 lanes or 128 threads, n].
+uint32_t* registers(py::handle tensor, const char* name, int64_t n, int64_t threads = 32) {
   const View v = device_view(tensor, name);
   check_dtype(v, name, DType::i32);
   check_contiguous(v, name);
-  check_shape(v, name, {32, n});
+  check_shape(v, name, {threads, n});
   return v.as<uint32_t>();
 }
 
-void run_mma(const std::string& kind, py::handle a, py::handle b, py::handle metadata, py::handle d) {
+MmaKind parse(const std::string& kind, int kinds) {
   int k = 0;
-  while (k < 8 && kind != kKinds[k]) ++k;
-  BIGMODEL_CHECK(k < 8, "kind must be that of an mma, got '", kind, "'");
+  while (k < kinds && kind != kKinds[k]) ++k;
+  BIGMODEL_CHECK(k < kinds, "kind must be that of a product, got '", kind, "'");
+  return static_cast<MmaKind>(k);
+}
+
+void run_mma(const std::string& kind, py::handle a, py::handle b, py::handle metadata, py::handle d) {
+  const MmaKind parsed = parse(kind, 8);
   const View va = device_view(a, "a");
-  mma_fragments(static_cast<MmaKind>(k), registers(a, "a", 4), registers(b, "b", k >= 3 ? 4 : 2),
+  mma_fragments(parsed, registers(a, "a", 4), registers(b, "b", parsed >= MmaKind::sparse_s8 ? 4 : 2),
                 registers(metadata, "metadata", 1), registers(d, "d", 4), va.device, current_stream(va));
 }
 
@@ -41,11 +46,22 @@ void run_load_matrix(bool transposed, py::handle image, py::handle offsets, py::
                         registers(out, "out", n), vimage.device, current_stream(vimage));
 }
 
+void run_wgmma(const std::string& kind, int swizzle, int stride, int leading, int inside, py::handle image,
+               py::handle d) {
+  const View vimage = device_view(image, "image");
+  check_dtype(vimage, "image", DType::u8);
+  check_contiguous(vimage, "image");
+  check_shape(vimage, "image", {kWgmmaImage});
+  wgmma_fragments(parse(kind, 3), swizzle, stride, leading, inside, vimage.data, registers(d, "d", 32, 128),
+                  vimage.device, current_stream(vimage));
+}
+
 }  // namespace
 
 void register_fragments(py::module_& m) {
   m.def("mma_fragments", run_mma);
   m.def("load_matrix_fragments", run_load_matrix);
+  m.def("wgmma_fragments", run_wgmma);
 }
 
 }  // namespace bigmodel
