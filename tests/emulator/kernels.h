@@ -3,6 +3,7 @@
 
 #include <cstdint>
 
+void order(int threads, int* count, int* out);
 void reverse(int threads, const int* in, int* out);
 void reverse_twice(int threads, const int* in, int* out);
 void rotate(int threads, int steps, const int* in, int* out);

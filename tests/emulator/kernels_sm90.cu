@@ -239,6 +239,20 @@ __global__ void wgmma_mistake_kernel(const __grid_constant__ TensorMap) {
   ptx::wgmma_s8(d, descriptor, descriptor, true);
 }
 
+__global__ void one_wgmma_fence_kernel(const __grid_constant__ TensorMap) {
+  int* shared = dynamic_shared<int>();
+  for (int i = threadIdx.x; i < 4096; i += 128) shared[i] = 0;
+  ptx::fence_async_proxy();
+  __syncthreads();
+  const uint64_t descriptor = ptx::matrix_descriptor(ptx::shared_address(shared), TensorSwizzle::bytes_32, 256);
+  int32_t d[32] = {};
+  ptx::wgmma_fence();
+  for (int i = 0; i < 2; ++i) {
+    ptx::wgmma_s8(d, descriptor, descriptor, true);
+    ptx::wgmma_commit();
+  }
+}
+
 }  // namespace
 
 void load_box(const TensorBox& b, int* out) {
@@ -276,6 +290,7 @@ void wrong_on_sm90(const char* what) {
                  {"wrong_bytes", wrong_bytes_kernel, 32},
                  {"misplaced_load", misplaced_load_kernel, 32},
                  {"no_wgmma_fence", wgmma_mistake_kernel<false, true, true>, 128},
+                 {"one_wgmma_fence", one_wgmma_fence_kernel, 128},
                  {"different_products", wgmma_mistake_kernel<true, false, true>, 128},
                  {"unpublished_operands", wgmma_mistake_kernel<true, true, false>, 128}};
   alignas(16) static int tensor[32 * 8];

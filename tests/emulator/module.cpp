@@ -30,6 +30,7 @@ TensorBox tensor_box(uintptr_t address, const Three& sizes, const Three& box, co
 
 PYBIND11_MODULE(emulator_kernels, m) {
   bigmodel::register_emulator(m);
+  m.def("order", [](int threads, uintptr_t count, uintptr_t out) { order(threads, ints(count), ints(out)); });
   m.def("reverse", [](int threads, uintptr_t in, uintptr_t out) { reverse(threads, ints(in), ints(out)); });
   m.def("reverse_twice", [](int threads, uintptr_t in, uintptr_t out) { reverse_twice(threads, ints(in), ints(out)); });
   m.def("rotate",

@@ -29,6 +29,7 @@ MISTAKES_ON_SM90 = {
     "wrong_bytes": r"deadlock: no thread can go on\n.*thread \(0, 0, 0\): mbarrier.try_wait at \S+:\d+",
     "misplaced_load": r"shared address 2064 is not a multiple of 128",
     "no_wgmma_fence": r"wgmma: no wgmma.fence since the last group",
+    "one_wgmma_fence": r"wgmma: no wgmma.fence since the last group",
     "different_products": r"wgmma: the warps of the warpgroup do not ask for the same product",
     "unpublished_operands": r"an asynchronous read of shared address 1024, which was written without fence.proxy",
 }
