@@ -233,6 +233,7 @@ def test_bad_input(device):
         binary_coded_linear(x, packed, scales, bias, out_features=n, group_size=size, in_features=51)
 
 
+@pytest.mark.cpu_only("instruction sets")
 def test_a_kernel_runs(isa):
     args = make(1, 70, 50)
     choice = _dispatch.explain("binary_coded_linear", *args)

@@ -90,6 +90,7 @@ def test_bad_input(device):
         F.int8_weight_only_linear(torch.ones(3, 49), pack(make(2, 70, 50)[1]), torch.ones(70), in_features=50)
 
 
+@pytest.mark.cpu_only("names the CPU's kernel")
 def test_layer(tmp_path):
     linear, x = dense(), torch.randn(9, 37)
     layer = bm.nn.Int8WeightOnlyLinear.from_float(linear)

@@ -1,0 +1,1 @@
+"""The phases of gpu_check.py. Each runs in a process of its own, as ``python -m gpu <phase>`` from the folder bench."""
