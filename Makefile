@@ -8,7 +8,7 @@ OP_TESTS := tests/test_quantize_rows.py tests/test_int8_mm.py tests/test_int8_li
   tests/test_sparse_linear_input.py tests/test_int8_sparse_linear.py tests/test_fused_dropout.py \
   tests/test_fused_dropout_mask.py tests/test_fused_dropout_norm.py tests/test_philox.py tests/test_formats.py tests/test_int8_conv2d.py \
   tests/test_sparse_conv2d.py tests/test_block_sparse_linear.py tests/test_semi_sparse_linear.py tests/test_block_formats.py \
-  tests/test_block_layers.py tests/test_ising.py
+  tests/test_block_layers.py tests/test_ising.py tests/test_int8_semi_sparse_linear.py
 # Op tests that the kernels of every backend pass: CUDA's on the emulator and Triton's in its interpreter too.
 BACKEND_TESTS := tests/test_quantize_rows.py tests/test_int8_mm.py tests/test_int8_linear.py tests/test_int8_static.py \
   tests/test_int8_weight_only_linear.py tests/test_binary_coded_linear.py tests/test_binary_coded_gradients.py \
@@ -50,7 +50,7 @@ test: build test-emulated test-interpret
 
 # The CUDA kernels without a GPU: their own sources, compiled for the emulator (csrc/emulator).
 test-emulated: build
-	BIGMODEL_BACKEND=emulated $(BIN)/python -m pytest -m "not long" $(BACKEND_TESTS)
+	BIGMODEL_BACKEND=emulated $(BIN)/python -m pytest -m "not long" $(BACKEND_TESTS) tests/test_int8_semi_sparse_linear.py
 
 # Triton's kernels without a GPU, in its interpreter, at small sizes.
 test-interpret: build

@@ -129,7 +129,7 @@ def test_what_lies_beyond_the_weight_stays_zero(float_isa):
         assert (dvalues[3, :5, :4].isnan() if math.isnan(bad) else dvalues[3, :5, :4] == 5 * bad).all()
 
 
-@pytest.mark.cpu_only("a device's indices are not read before a launch: see test_cuda_sparse")
+@pytest.mark.cpu_only("a device's indices are not read before a launch: see emulator/test_sparse_products.py")
 @pytest.mark.parametrize(
     ("crow", "col", "message"),
     [

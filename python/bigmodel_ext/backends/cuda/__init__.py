@@ -38,6 +38,7 @@ def _candidates(backend: str, native: Any) -> dict[str, Candidate]:
             for layer in ("block_sparse_linear", "semi_sparse_linear")
             for part in ("", "_grad_input", "_grad_values")
         },
+        "int8_semi_sparse_linear": Candidate(backend, partial(blocks.int8_semi_sparse_linear, native), int8.refusal),
         "quantize_rows": Candidate(backend, partial(int8.quantize_rows, native), int8.refusal),
         "int8_mm": Candidate(backend, partial(int8.int8_mm, native), int8.refusal),
         "int8_linear": Candidate(backend, partial(int8.int8_linear, native), int8.refusal),
