@@ -61,7 +61,7 @@ __device__ __forceinline__ void add_runs(const RowsArgs& a, const int2 (&run)[kR
 }
 
 template <typename X, typename V, int kM>
-__global__ void __launch_bounds__(kThreads) sparse_rows_kernel(RowsArgs a, LinearEpilogue epilogue) {
+__global__ void __launch_bounds__(kThreads, kM <= 4 ? 3 : 2) sparse_rows_kernel(RowsArgs a, LinearEpilogue epilogue) {
   using Sum = typename SumOf<V>::type;
   Column<X, kM>* xs = dynamic_shared<Column<X, kM>>();
   const int lane = threadIdx.x % 32, row = blockIdx.x * kWarps + threadIdx.x / 32, m = blockIdx.y * kM;
