@@ -19,14 +19,23 @@ void launch_int8_gemv(const RowsToQuantize& rows, const Int8Operands& o, const I
 constexpr int kSkinnyRows = 16;
 void launch_int8_skinny(const Int8Operands& o, const Int8Result& r, bool wide, cudaStream_t stream);
 
-// int8_tiles_sm80.cu: any M, by tiles of this many rows and columns. With several splits of K, `partial` [splits,M,N]
-// takes their sums, and a second launch adds them up in order.
+// int8_tiles_sm80.cu: any M, by tiles of this many rows and columns. With several splits of K, r.out is
+// int32 [splits,M,N] for the sums of each.
 enum class Int8Tile : int { small, medium, large };
 struct TileSize {
-  int m, n, k;
+  int m, n, k;  // k: a step's
 };
 constexpr TileSize kTileSizes[] = {{64, 64, 128}, {128, 128, 64}, {128, 256, 64}};
-void launch_int8_tiles(Int8Tile tile, const Int8Operands& o, const Int8Result& r, int splits, int32_t* partial,
+void launch_int8_tiles(Int8Tile tile, const Int8Operands& o, const Int8Result& r, int splits, cudaStream_t stream);
+
+// int8_tiles_sm90.cu, compute capability 9.0: any M, N and K > 0 with width 16. Swapped, N is divided into pieces of
+// what is said of M and the other way round.
+enum class Int8Wgmma : int { swapped, medium, large };
+constexpr TileSize kWgmmaSizes[] = {{64, 128, 128}, {128, 128, 128}, {128, 256, 128}};
+void launch_int8_wgmma(Int8Wgmma tile, const Int8Operands& o, const Int8Result& r, int splits, int multiprocessors,
                        cudaStream_t stream);
+
+// int8_tiles_sm80.cu: the result from the sums [splits,M,N] of parts of K.
+void launch_int8_sum_splits(const int32_t* partial, int splits, int m, int n, const Int8Result& r, cudaStream_t stream);
 
 }  // namespace bigmodel

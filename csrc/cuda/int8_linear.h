@@ -20,6 +20,7 @@ struct Int8Launch {
 
 // The plan for a device by its index.
 Int8Plan plan_int8_cuda(const Int8Sizes& sizes, int device);
+void check_plan_cuda(const Int8Plan& plan, const Int8Sizes& sizes, int device);
 
 // All check their arguments as on the CPU (a bias of float64 and a packed weight are refused) and enqueue. Throw
 // std::runtime_error if a launch fails.

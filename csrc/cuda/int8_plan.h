@@ -8,11 +8,22 @@
 namespace bigmodel {
 
 // In the order of the rows they are for; see the files of the same names. skinny_8 and skinny_32 have 8 and 32 outputs
-// to a block.
-enum class Int8Kernel : int { gemv, skinny_8, skinny_32, tile_64x64, tile_128x128, tile_128x256 };
-constexpr const char* kInt8KernelNames[] = {"gemv",       "skinny_8",     "skinny_32",
-                                            "tile_64x64", "tile_128x128", "tile_128x256"};
-constexpr int kInt8Kernels = 6;
+// to a block; tiles are named after their rows and columns.
+enum class Int8Kernel : int {
+  gemv,
+  skinny_8,
+  skinny_32,
+  tile_64x64,
+  tile_128x128,
+  tile_128x256,
+  wgmma_64x128,
+  wgmma_128x128,
+  wgmma_128x256
+};
+constexpr const char* kInt8KernelNames[] = {"gemv",         "skinny_8",      "skinny_32",
+                                            "tile_64x64",   "tile_128x128",  "tile_128x256",
+                                            "wgmma_64x128", "wgmma_128x128", "wgmma_128x256"};
+constexpr int kInt8Kernels = 9;
 
 struct Int8Sizes {
   int64_t m, n, k;
@@ -32,8 +43,8 @@ struct Int8Plan {
 // Throws std::invalid_argument for devices below 80.
 Int8Plan plan_int8(const Int8Sizes& sizes, const Int8Device& device);
 
-// Throws std::invalid_argument if the plan is none for these sizes.
-void check_plan(const Int8Plan& plan, const Int8Sizes& sizes);
+// Throws std::invalid_argument if the plan is none for these sizes on the device.
+void check_plan(const Int8Plan& plan, const Int8Sizes& sizes, const Int8Device& device);
 
 // What the launches need in device memory besides the operands: the quantized rows, their scales, partial sums.
 struct Int8Workspace {

@@ -88,28 +88,52 @@ __device__ __forceinline__ void store_four(const Int8Result& r, int64_t at, cons
   }
 }
 
-// Row m, columns `first` and on.
+__device__ __forceinline__ float x_scale_of(const Int8Result& r, int m) {
+  return r.dtype == DType::i32 ? 1.0f : __ldg(r.x_scale + m);
+}
+
+// kRows rows from m on, each kApart behind the one before, columns `first` and on; what is outside [m_end, n] is not
+// stored.
+template <int kRows, int kApart, int kColumns>
+__device__ __forceinline__ void store_rows(const Int8Result& r, int m, int m_end, int first, int n,
+                                           const Columns<kColumns>& c, const float (&x_scale)[kRows],
+                                           const int32_t (&sum)[kRows][kColumns]) {
+  float y[kRows * kColumns];  // in one dimension: the activation's code is there once for all
+#pragma unroll
+  for (int i = 0; i < kRows * kColumns; ++i) {
+    const int row = i / kColumns, column = i % kColumns;
+    y[i] = __fmul_rn(__fmul_rn(__int2float_rn(sum[row][column]), x_scale[row]), c.scale[column]);
+    if (r.bias) y[i] = __fadd_rn(y[i], c.bias[column]);
+  }
+  if (r.dtype != DType::i32) activate_any(r.activation, y);
+#pragma unroll
+  for (int i = 0; i < kRows; ++i) {
+    if (m + i * kApart >= m_end || first >= n) continue;
+    const int64_t at = static_cast<int64_t>(m + i * kApart) * n + first;
+    float own[kColumns];
+#pragma unroll
+    for (int j = 0; j < kColumns; ++j) own[j] = y[i * kColumns + j];
+    if constexpr (kColumns == 4) {
+      if (r.vectors) {
+        store_four(r, at, sum[i], own);
+        continue;
+      }
+    }
+#pragma unroll
+    for (int j = 0; j < kColumns; ++j)
+      if (first + j < n) store_one(r, at + j, sum[i][j], own[j]);
+  }
+}
+
+// Row m alone.
 template <int kColumns>
 __device__ __forceinline__ void store_sums(const Int8Result& r, int m, int first, int n, const Columns<kColumns>& c,
                                            float x_scale, const int32_t (&sum)[kColumns]) {
-  float y[kColumns];
+  const float scale[1] = {x_scale};
+  int32_t row[1][kColumns];
 #pragma unroll
-  for (int i = 0; i < kColumns; ++i) {
-    y[i] = __fmul_rn(__fmul_rn(__int2float_rn(sum[i]), x_scale), c.scale[i]);
-    if (r.bias) y[i] = __fadd_rn(y[i], c.bias[i]);
-  }
-  if (r.dtype != DType::i32) activate_any(r.activation, y);
-  const int64_t at = static_cast<int64_t>(m) * n + first;
-  if constexpr (kColumns == 4) {
-    if (r.vectors && first < n) return store_four(r, at, sum, y);
-  }
-#pragma unroll
-  for (int i = 0; i < kColumns; ++i)
-    if (first + i < n) store_one(r, at + i, sum[i], y[i]);
-}
-
-__device__ __forceinline__ float x_scale_of(const Int8Result& r, int m) {
-  return r.dtype == DType::i32 ? 1.0f : __ldg(r.x_scale + m);
+  for (int i = 0; i < kColumns; ++i) row[0][i] = sum[i];
+  store_rows<1, 1>(r, m, m + 1, first, n, c, scale, row);
 }
 
 }  // namespace

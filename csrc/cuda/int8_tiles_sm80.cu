@@ -207,8 +207,10 @@ using Small = Shape<Int8Tile::small, 2, 2, 4, 3>;
 using Medium = Shape<Int8Tile::medium, 2, 4, 4, 2>;
 using Large = Shape<Int8Tile::large, 2, 4, 4, 1>;
 
+}  // namespace
+
 // Rows that 16-byte copies can't fetch: the small tile for all of them.
-void launch_tile(Int8Tile tile, const Int8Operands& o, const Int8Result& r, int splits, cudaStream_t stream) {
+void launch_int8_tiles(Int8Tile tile, const Int8Operands& o, const Int8Result& r, int splits, cudaStream_t stream) {
   if (o.width == 4) return launch_shape<Small, 4>(o, r, splits, stream);
   if (o.width == 1) return launch_shape<Small, 1>(o, r, splits, stream);
   if (tile == Int8Tile::small) return launch_shape<Small, 16>(o, r, splits, stream);
@@ -216,17 +218,11 @@ void launch_tile(Int8Tile tile, const Int8Operands& o, const Int8Result& r, int 
   launch_shape<Large, 16>(o, r, splits, stream);
 }
 
-}  // namespace
-
-void launch_int8_tiles(Int8Tile tile, const Int8Operands& o, const Int8Result& r, int splits, int32_t* partial,
-                       cudaStream_t stream) {
-  if (splits == 1) return launch_tile(tile, o, r, 1, stream);
-  Int8Result sums = {partial, DType::i32};
-  sums.vectors = o.n % 4 == 0;
-  launch_tile(tile, o, sums, splits, stream);
-  const int64_t vectors = int64_t{(o.n + 3) / 4} * o.m;
+void launch_int8_sum_splits(const int32_t* partial, int splits, int m, int n, const Int8Result& r,
+                            cudaStream_t stream) {
+  const int64_t vectors = int64_t{(n + 3) / 4} * m;
   const unsigned grid = static_cast<unsigned>((vectors + kSumThreads - 1) / kSumThreads);
-  launch("int8_sum_splits", sum_splits_kernel, {grid, kSumThreads, 0, stream}, partial, splits, o.m, o.n, r);
+  launch("int8_sum_splits", sum_splits_kernel, {grid, kSumThreads, 0, stream}, partial, splits, m, n, r);
 }
 
 }  // namespace bigmodel

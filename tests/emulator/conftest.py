@@ -32,3 +32,11 @@ def schedule(request, kernels):
     kernels.configure(schedule=request.param[0], seed=request.param[1])
     yield request.param
     kernels.configure()
+
+
+@pytest.fixture
+def steered(emulated):
+    """The emulator, with its settings as they were afterwards."""
+    emulated.take_reports()
+    yield emulated
+    emulated.configure()

@@ -162,6 +162,18 @@ __global__ void returned_lane_kernel() {
 
 __global__ void poison_kernel() { ptx::load_shared_16(ptx::shared_address(dynamic_shared<char>())); }
 
+__global__ void waits_too_little_kernel() {
+  const uint32_t shared = ptx::shared_address(dynamic_shared<char>());
+  alignas(16) static const int source[8] = {1, 2, 3, 4, 5, 6, 7, 8};
+  ptx::copy_async_16(shared, source);
+  ptx::commit_async();
+  ptx::copy_async_16(shared + 16, source + 4);
+  ptx::commit_async();
+  ptx::wait_async<1>();
+  ptx::load_shared_16(shared);
+  ptx::load_shared_16(shared + 16);
+}
+
 __global__ void beyond_kernel() {
   const uint32_t shared = ptx::shared_address(dynamic_shared<char>());
   if (threadIdx.x == 5) ptx::store_shared_16(shared + 1024, {});
@@ -223,6 +235,7 @@ void wrong(const char* what) {
                  {"absent_lane", absent_lane_kernel, 16},
                  {"returned_lane", returned_lane_kernel, 32},
                  {"poison", poison_kernel, 32},
+                 {"waits_too_little", waits_too_little_kernel, 1},
                  {"beyond", beyond_kernel, 32},
                  {"silently_beyond", silently_beyond_kernel, 32},
                  {"misaligned", misaligned_kernel, 32},

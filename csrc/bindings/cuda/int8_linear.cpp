@@ -18,7 +18,7 @@ py::tuple int8_plan(int64_t m, int64_t n, int64_t k, bool floats, int device, co
     while (i < kInt8Kernels && kernel != kInt8KernelNames[i]) ++i;
     chosen.kernel = static_cast<Int8Kernel>(i);
   }
-  check_plan(chosen, sizes);
+  check_plan_cuda(chosen, sizes, device);
   return py::make_tuple(static_cast<int>(chosen.kernel), chosen.splits, int8_workspace(chosen, sizes).bytes);
 }
 
