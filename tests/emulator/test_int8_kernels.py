@@ -204,7 +204,7 @@ def test_refusals(emulated):
     for kernel, message in (("gemv", "gemv does not take M=20"), ("skinny_8", "skinny_8 does not take M=20")):
         with pytest.raises(ValueError, match=message):
             emulated.int8_plan(20, 20, 64, floats=True, device=0, kernel=kernel)
-    with pytest.raises(ValueError, match="there is no int8 kernel 9"):
+    with pytest.raises(ValueError, match="there is no int8 kernel 10"):
         emulated.int8_plan(20, 20, 64, floats=True, device=0, kernel="fastest")
     with pytest.raises(ValueError, match=r"splits must be in \[1, 1\], got 2"):
         emulated.int8_plan(2, 20, 64, floats=True, device=0, kernel="gemv", splits=2)

@@ -9,8 +9,8 @@ from int8_cases import ACTIVATIONS, DTYPES, check_mm, check_waits, edges, int8, 
 from tolerances import assert_as_accurate
 
 STEP = 128
-TILES = {"wgmma_64x128": (64, 128), "wgmma_128x128": (128, 128), "wgmma_128x256": (128, 256)}
-STAGES = {"wgmma_64x128": 8, "wgmma_128x128": 6, "wgmma_128x256": 4}
+TILES = {"wgmma_64x128": (64, 128), "wgmma_128x128": (128, 128), "wgmma_128x256": (128, 256), "wgmma_256x192": (256, 192)}
+STAGES = {"wgmma_64x128": 8, "wgmma_128x128": 6, "wgmma_128x256": 4, "wgmma_256x192": 3}
 MULTIPROCESSORS = 4
 
 
@@ -135,7 +135,8 @@ def test_plans(steered):
         (65, 768, 768): ("wgmma_128x128", 1),
         (512, 4096, 4096): ("wgmma_128x128", 1),
         (2048, 4096, 4096): ("wgmma_128x256", 1),
-        (2048, 28672, 4096): ("wgmma_128x256", 1),
+        (2048, 6144, 4096): ("wgmma_256x192", 1),
+        (2048, 28672, 4096): ("wgmma_256x192", 1),
     }
     assert {sizes: plan(steered, *sizes) for sizes in chosen} == chosen
     assert plan(steered, 64, 768, 770) == ("tile_64x64", 1)
