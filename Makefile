@@ -10,7 +10,9 @@ OP_TESTS := tests/test_quantize_rows.py tests/test_int8_mm.py tests/test_int8_li
   tests/test_block_layers.py tests/test_ising.py
 # Op tests that every kernel backend passes: the CUDA kernels' sources on the emulator run them here.
 EMULATED_TESTS := tests/test_fused_dropout.py tests/test_fused_dropout_mask.py \
-  tests/test_quantize_rows.py tests/test_int8_mm.py tests/test_int8_linear.py tests/test_int8_static.py
+  tests/test_quantize_rows.py tests/test_int8_mm.py tests/test_int8_linear.py tests/test_int8_static.py \
+  tests/test_sparse_linear.py tests/test_sparse_linear_input.py tests/test_int8_sparse_linear.py \
+  tests/test_block_sparse_linear.py tests/test_semi_sparse_linear.py
 SOURCES := $(shell find csrc python -type f -not -name '*.pyc' 2>/dev/null) CMakeLists.txt pyproject.toml
 
 .PHONY: demo build test test-emulated gpu-check figures quality test-isa test-long test-install test-wheel asan bench plot lint format hooks clean

@@ -127,6 +127,7 @@ def test_what_lies_beyond_the_weight_stays_zero(float_isa):
         assert (dvalues[3, :5, :4].isnan() if math.isnan(bad) else dvalues[3, :5, :4] == 5 * bad).all()
 
 
+@pytest.mark.cpu_only("a device's indices are not read before a launch: see test_cuda_sparse")
 @pytest.mark.parametrize(
     ("crow", "col", "message"),
     [
@@ -188,6 +189,7 @@ def test_bad_input(device):
         ops.block_sparse_linear_grad_values(make(3, 30), make(2, 20), good["crow"], good["col"], 16)
 
 
+@pytest.mark.cpu_only("float64 is the reference's, which a forced backend does not fall back to")
 def test_gradients_twice_in_float64():
     values, crow, col = block_sparse.pack(square_block_weight(20, 18, 0.3, 16).double(), blocksize=16)
     x = torch.randn(2, 2, 18, dtype=torch.float64, requires_grad=True)

@@ -111,11 +111,39 @@ class TestBackend:
     def test_unknown_and_impossible(self):
         status, _, error = python(IMPORT, BIGMODEL_BACKEND="tpu")
         assert status != 0
-        assert error == "ValueError: BIGMODEL_BACKEND must be one of cpu, cuda, emulated, reference, got 'tpu'"
+        assert error == "ValueError: BIGMODEL_BACKEND must be one of cpu, cuda, triton, emulated, reference, got 'tpu'"
         if not torch.cuda.is_available():
             status, _, error = python(IMPORT, BIGMODEL_BACKEND="cuda")
             assert status != 0
             assert error.startswith("RuntimeError: BIGMODEL_BACKEND=cuda can't be had")
+
+    @pytest.mark.skipif(not _native.has_emulated(), reason="built without BIGMODEL_EMULATE")
+    def test_emulated(self):
+        code = """
+            import torch
+            from bigmodel_ext import _dispatch, functional as F
+            x = torch.ones(1000)
+            F.fused_dropout(x, 0.5)
+            print(_dispatch.explain("fused_dropout", x, None, None, None, 0.0, "none").kernel)
+            print([r["kernel"] for r in _dispatch._native.load_emulated().take_reports()])
+            try:
+                F.fused_dropout(x.double(), 0.5)
+            except RuntimeError as error:
+                print(error)
+        """
+        status, out, error = python(code, BIGMODEL_BACKEND="emulated")
+        assert status == 0, error
+        assert out.splitlines() == [
+            "emulated/fused_dropout",
+            "['fused_dropout']",
+            "fused_dropout: the forced backend 'emulated' cannot run this: float64 is computed by the reference",
+        ]
+
+    def test_emulated_that_was_not_built(self, monkeypatch):
+        monkeypatch.setenv("BIGMODEL_BACKEND", "emulated")
+        monkeypatch.setattr(_native, "has_emulated", lambda: False)
+        with pytest.raises(RuntimeError, match="can't be had: bigmodel_ext was built without BIGMODEL_EMULATE"):
+            _dispatch.forced_backend()
 
 
 class TestExplain:

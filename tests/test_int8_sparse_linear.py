@@ -8,7 +8,7 @@ from bigmodel_ext import _reference
 from bigmodel_ext import functional as F
 from bigmodel_ext.formats import block, csr
 from shapes import MNK, RANDOM
-from sparse_cases import PANELS, SPARSITIES, int8_block_weight, strange_views
+from sparse_cases import PANELS, SPARSITIES, int8_block_weight, refused_when_read, strange_views
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -146,7 +146,8 @@ def test_wrong_columns_stay_inside(isa, m):
     w = packed_weight(int8_block_weight(30, 280, 0.3), 64)
     x = torch.randn(m, 280)
     for col in (torch.full_like(w["col"], 255), torch.randint_like(w["col"], 256)):
-        assert F.int8_sparse_linear(x, **{**w, "col": col}).shape == (m, 30)
+        with refused_when_read():
+            assert F.int8_sparse_linear(x, **{**w, "col": col}).shape == (m, 30)
 
 
 def test_damaged_crow_is_refused(isa):

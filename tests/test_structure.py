@@ -77,6 +77,37 @@ def test_python_headers_stay_in_the_bindings():
             assert not [i for i in includes(path) if i == "Python.h" or "pybind11" in i], path
 
 
+CUDA = sorted(p for p in (ROOT / "csrc" / "cuda").iterdir() if p.suffix in {".cpp", ".h", ".cu", ".cuh"})
+
+
+def code(path: Path) -> str:
+    """Without comments."""
+    return re.sub(r"//[^\n]*", "", path.read_text())
+
+
+def test_kernels_are_written_for_both_compilers():
+    """What the emulator has no twin for stays behind the named wrappers and helpers."""
+    for path in CUDA:
+        text = code(path)
+        if not path.name.startswith("ptx"):
+            assert not re.search(r"\basm\b", text), f"{path.name}: PTX belongs in ptx*.h"
+        if path.name != "device.h":
+            assert "__shared__" not in text, f"{path.name}: shared memory comes from device.h's helpers"
+        if path.name not in {"device.h", "guard.h", "tensor_map.h"}:
+            assert not [i for i in includes(path) if "cuda" in i], f"{path.name} includes CUDA's own headers"
+        assert "<<<" not in text, f"{path.name}: kernels are launched by launch.h"
+
+
+def test_every_wrapper_has_a_twin():
+    wrapper = re.compile(r"__device__ __forceinline__ [\w]+ (\w+)\(")
+    for path in (p for p in CUDA if p.name.startswith("ptx")):
+        twins = set(re.findall(r"^inline [\w]+ (\w+)\(", (ROOT / "csrc" / "emulator" / path.name).read_text(), re.M))
+        names = set(wrapper.findall(code(path))) | set(re.findall(r"BIGMODEL_WGMMA\((wgmma_\w+),", code(path)))
+        names -= {"name", "matrix_descriptor"}  # a macro's parameter; the same function for both
+        assert names, path.name
+        assert names == twins, path.name
+
+
 def test_isa_objects_share_no_code():
     """A weak symbol (inline function, template) compiled with wide instructions can replace the portable files' copy at
     link time and crash older machines: objects built for an instruction set may not define any."""

@@ -6,10 +6,9 @@
 // bits go to the lane that holds the half.
 #pragma once
 
-#include "../common/dropout.h"
+#include "elements.cuh"
 #include "fused_dropout_launch.h"
 #include "launch.h"
-#include "ptx.h"
 
 namespace bigmodel {
 
@@ -17,88 +16,6 @@ namespace {
 
 constexpr int kThreads = 256, kWarp = 32, kBlocksPerSm = 6;
 constexpr int kTile = kWarp * kPhiloxHalves;  // elements to a warp
-
-struct Bf16 {
-  uint16_t bits;
-};
-struct F16 {
-  uint16_t bits;
-};
-
-template <DType D>
-struct ElementOf {
-  using type = float;
-};
-template <>
-struct ElementOf<DType::bf16> {
-  using type = Bf16;
-};
-template <>
-struct ElementOf<DType::f16> {
-  using type = F16;
-};
-
-__device__ __forceinline__ float to_float(float v) { return v; }
-__device__ __forceinline__ float to_float(Bf16 v) { return ptx::bf16_to_f32(v.bits); }
-__device__ __forceinline__ float to_float(F16 v) { return ptx::f16_to_f32(v.bits); }
-__device__ __forceinline__ void from_float(float v, float& out) { out = v; }
-__device__ __forceinline__ void from_float(float v, Bf16& out) { out.bits = ptx::f32_to_bf16(v); }
-__device__ __forceinline__ void from_float(float v, F16& out) { out.bits = ptx::f32_to_f16(v); }
-
-// N consecutive elements, read in 16-byte pieces (p is aligned) and widened.
-template <int N, typename T>
-__device__ __forceinline__ void load_vector(const T* p, float (&v)[N]) {
-  constexpr int kPiece = 16 / sizeof(T);
-  static_assert(N % kPiece == 0, "A vector is whole 16-byte pieces.");
-#pragma unroll
-  for (int i = 0; i < N; i += kPiece) {
-    union {
-      uint4 bits;
-      T element[kPiece];
-    };
-    bits = __ldg(reinterpret_cast<const uint4*>(p + i));
-#pragma unroll
-    for (int j = 0; j < kPiece; ++j) v[i + j] = to_float(element[j]);
-  }
-}
-
-__device__ __forceinline__ void store_vector(float* p, const float (&v)[4]) {
-  ptx::store_16(p, __float_as_uint(v[0]), __float_as_uint(v[1]), __float_as_uint(v[2]), __float_as_uint(v[3]));
-}
-
-template <typename T>
-__device__ __forceinline__ void store_vector(T* p, const float (&v)[8]) {
-  uint32_t pair[4];
-#pragma unroll
-  for (int j = 0; j < 4; ++j) {
-    T low, high;
-    from_float(v[2 * j], low);
-    from_float(v[2 * j + 1], high);
-    pair[j] = low.bits | static_cast<uint32_t>(high.bits) << 16;
-  }
-  ptx::store_16(p, pair[0], pair[1], pair[2], pair[3]);
-}
-
-__device__ __forceinline__ uint32_t keep_bits(uint64_t seed, uint64_t block, uint32_t threshold) {
-  const PhiloxBlock random = philox_block(seed, block);
-  uint32_t bits = 0;
-#pragma unroll
-  for (int i = 0; i < kPhiloxHalves; ++i) bits |= static_cast<uint32_t>(philox_half(random, i) >= threshold) << i;
-  return bits;
-}
-
-template <Activation A, bool kBackward>
-__device__ __forceinline__ float element(float z, float other, bool has_other, bool keep, float scale) {
-  if (kBackward) return keep ? other * slope<A>(z) * scale : 0.0f;
-  const float y = activate<A>(z) * scale;
-  return keep ? (has_other ? y + other : y) : other;
-}
-
-template <typename T>
-__device__ __forceinline__ float bias_at(const DropoutArgs& a, int64_t column) {
-  if (a.bias_dtype == DType::f32) return __ldg(static_cast<const float*>(a.bias) + column);
-  return to_float(static_cast<const T*>(a.bias)[column]);
-}
 
 // Elements one by one, for what is left over and for addresses that are not 16-byte aligned: a thread to a Philox
 // block.
@@ -177,8 +94,6 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSm / 2)
   }
   run_rest<D, A, kBackward>(a, seed, tiles * kTile);
 }
-
-inline bool aligned(const void* p) { return reinterpret_cast<uintptr_t>(p) % 16 == 0; }
 
 template <DType D, Activation A, bool kBackward>
 void launch_kernel(const DropoutArgs& a, DropoutLaunch where) {

@@ -24,15 +24,19 @@ endif()
 enable_language(CUDA)
 set(CMAKE_CUDA_STANDARD 17)
 set(CMAKE_CUDA_STANDARD_REQUIRED ON)
+set(built sm_80 sm_86)  # as the module tells them
 set(ampere sm_80,sm_86)  # from one PTX: the front end is most of the compile time
 if(CMAKE_CUDA_COMPILER_VERSION VERSION_GREATER_EQUAL 11.8)
   string(APPEND ampere ",sm_89")
+  list(APPEND built sm_89 sm_90a)
   list(APPEND gencode -gencode=arch=compute_90a,code=sm_90a)
 endif()
 if(CMAKE_CUDA_COMPILER_VERSION VERSION_GREATER_EQUAL 12.8)
+  list(APPEND built sm_100 compute_100)
   list(APPEND gencode -gencode=arch=compute_100,code=[sm_100,compute_100])  # PTX for what comes later
 else()
   string(APPEND ampere ",compute_80")
+  list(APPEND built compute_80)
 endif()
 list(APPEND gencode -gencode=arch=compute_80,code=[${ampere}])
 
@@ -43,6 +47,8 @@ pybind11_add_module(_C_cuda MODULE NO_EXTRAS ${cuda_sources} $<TARGET_OBJECTS:bi
                     $<TARGET_OBJECTS:bigmodel_cuda_bindings>)
 target_include_directories(_C_cuda PRIVATE ${CMAKE_CUDA_TOOLKIT_INCLUDE_DIRECTORIES})
 target_compile_options(_C_cuda PRIVATE $<$<COMPILE_LANGUAGE:CUDA>:${gencode}>)
+list(JOIN built "," architectures)
+target_compile_definitions(bigmodel_cuda_bindings PRIVATE BIGMODEL_CUDA_ARCHITECTURES="${architectures}")
 set_target_properties(_C_cuda PROPERTIES CUDA_RUNTIME_LIBRARY Static CUDA_VISIBILITY_PRESET hidden CUDA_ARCHITECTURES OFF)
 install(TARGETS _C_cuda LIBRARY DESTINATION bigmodel_ext)
 message(STATUS "bigmodel_ext: CUDA kernels with nvcc ${CMAKE_CUDA_COMPILER_VERSION}")

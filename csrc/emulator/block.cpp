@@ -6,6 +6,7 @@
 #include <stdexcept>
 
 #include "async_copy.h"
+#include "banks.h"
 #include "fiber.h"
 #include "shared.h"
 #include "tensor_copy.h"
@@ -236,6 +237,7 @@ void start_block(unsigned linear_threads) {
 void run_block() {
   Block& b = block();
   start_shared();
+  start_banks();
   start_mbarriers();
   start_warpgroups();
   current = nullptr;

@@ -37,8 +37,9 @@ struct LaunchReport {
   dim3 grid, block;
   size_t shared_bytes = 0;
   std::vector<SiteReport> sites;  // the synchronising sites that were reached
-  uint64_t matrix_loads = 0;      // eight-row phases of ldmatrix
-  uint64_t bank_conflicts = 0;    // further passes that those need, because rows share banks
+  // Passes of eight lanes x 16 bytes through shared memory, and the further ones that bank conflicts cost.
+  uint64_t matrix_loads = 0, matrix_conflicts = 0;     // of ldmatrix
+  uint64_t shared_accesses = 0, shared_conflicts = 0;  // of ptx::load_shared_16 and store_shared_16
 };
 std::vector<LaunchReport>& reports();  // of the launches since the list was cleared, at most 1000
 

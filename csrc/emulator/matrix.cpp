@@ -1,8 +1,8 @@
 #include "matrix.h"
 
 #include <cstring>
-#include <set>
 
+#include "banks.h"
 #include "block.h"
 #include "shared.h"
 #include "wide.h"
@@ -21,19 +21,6 @@ struct LoadMatrix {
   bool transposed;
 };
 
-// Rows whose 16 bytes lie in the same four banks are read one after another.
-void count_conflicts(const uint32_t (&rows)[8]) {
-  std::set<uint32_t> in_banks[8];
-  size_t most = 1;
-  for (uint32_t row : rows) {
-    std::set<uint32_t>& same = in_banks[row / 16 % 8];
-    same.insert(row);
-    most = same.size() > most ? same.size() : most;
-  }
-  ++report->matrix_loads;
-  report->bank_conflicts += most - 1;
-}
-
 void load_matrices(LoadMatrix* const* lanes, uint32_t, Site site) {
   for (int m = 0; m < lanes[0]->matrices; ++m) {
     uint16_t matrix[8][8];
@@ -42,7 +29,8 @@ void load_matrices(LoadMatrix* const* lanes, uint32_t, Site site) {
       rows[i] = lanes[8 * m + i]->row;
       std::memcpy(matrix[i], written_shared_bytes(rows[i], 16, 16, site), 16);
     }
-    count_conflicts(rows);
+    ++report->matrix_loads;
+    report->matrix_conflicts += conflicts_of(rows);
     for (int l = 0; l < kLanes; ++l) {
       const int i = l / 4, j = l % 4 * 2;
       const bool t = lanes[l]->transposed;
@@ -59,10 +47,8 @@ int position(Mma* const* lanes, int row, int index, int per_unit, int selector) 
   return lanes[4 * group + 2 * selector + index / 8]->metadata >> (16 * half + index % 8 * 2) & 3;
 }
 
-// A row of A whose `kept` elements stand where the metadata say.
-template <typename T>
-void spread(Mma* const* lanes, int row, const T* kept, int count, int per_unit, T* out, Site site) {
-  std::memset(out, 0, sizeof(T) * 2 * static_cast<size_t>(count));
+// Where along K the kept elements of a row of A stand.
+void locate(Mma* const* lanes, int row, int count, int per_unit, int* at, Site site) {
   int before = -1;
   for (int i = 0; i < count; ++i) {
     const int p = position(lanes, row, i, per_unit, lanes[0]->selector);
@@ -70,27 +56,27 @@ void spread(Mma* const* lanes, int row, const T* kept, int count, int per_unit, 
       fail(site, "mma.sp: positions " + std::to_string(before) + ", " + std::to_string(p) + " of row " +
                      std::to_string(row) + " are not in order");
     before = p;
-    out[i / 2 * 4 + p] = kept[i];
+    at[i] = i / 2 * 4 + p;
   }
 }
 
+// What is not kept of a sparse A sees nothing of B, NaN neither.
 template <Element kElement, bool kSparse>
 void multiply(Mma* const* lanes, Site site) {
   using W = Wide<kElement>;
-  constexpr int kPer = W::kPerUnit, kUnitsOfB = kSparse ? 2 * kUnits : kUnits, kDepth = kPer * kUnitsOfB;
-  typename W::Operand a[kRows][kDepth], b[kColumns][kDepth];
+  constexpr int kPer = W::kPerUnit, kUnitsOfB = kSparse ? 2 * kUnits : kUnits, kKept = kPer * kUnits;
+  typename W::Operand a[kRows][kKept], b[kColumns][kPer * kUnitsOfB];
+  int at[kRows][kKept];
   for (int row = 0; row < kRows; ++row) {
-    typename W::Operand kept[kPer * kUnits];
-    for (int u = 0; u < kUnits; ++u)
-      W::widen(lanes[row % 8 * 4 + u % 4]->a[row / 8 + u / 4 * 2], (kSparse ? kept : a[row]) + u * kPer);
-    if (kSparse) spread(lanes, row, kept, kPer * kUnits, kPer, a[row], site);
+    for (int u = 0; u < kUnits; ++u) W::widen(lanes[row % 8 * 4 + u % 4]->a[row / 8 + u / 4 * 2], a[row] + u * kPer);
+    if (kSparse) locate(lanes, row, kKept, kPer, at[row], site);
   }
   for (int column = 0; column < kColumns; ++column)
     for (int u = 0; u < kUnitsOfB; ++u) W::widen(lanes[column * 4 + u % 4]->b[u / 4], b[column] + u * kPer);
   for (int row = 0; row < kRows; ++row)
     for (int column = 0; column < kColumns; ++column) {
       typename W::Sum sum = 0;
-      for (int i = 0; i < kDepth; ++i) sum += a[row][i] * b[column][i];
+      for (int i = 0; i < kKept; ++i) sum += a[row][i] * b[column][kSparse ? at[row][i] : i];
       static_cast<typename W::Sum*>(lanes[row % 8 * 4 + column / 2]->d)[row / 8 * 2 + column % 2] += sum;
     }
 }

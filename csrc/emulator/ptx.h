@@ -2,6 +2,7 @@
 #pragma once
 
 #include "../common/half.h"
+#include "banks.h"
 #include "builtins.h"
 #include "shared.h"
 
@@ -44,11 +45,13 @@ inline uint2 load_streaming_8(const void* p, Site site = here()) { return *align
 inline uint32_t shared_address(const void* p, Site site = here()) { return emulator::shared_address(p, site); }
 
 inline uint4 load_shared_16(uint32_t address, Site site = here()) {
+  emulator::count_shared_access(address, site);
   uint4 v;
   std::memcpy(&v, emulator::written_shared_bytes(address, 16, 16, site), 16);
   return v;
 }
 inline void store_shared_16(uint32_t address, uint4 v, Site site = here()) {
+  emulator::count_shared_access(address, site);
   std::memcpy(emulator::shared_bytes(address, 16, 16, site), &v, 16);
 }
 

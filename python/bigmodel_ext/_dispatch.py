@@ -4,6 +4,7 @@ backend only and raises if it can't be had."""
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,9 +12,9 @@ from typing import Any
 
 import torch
 
-from bigmodel_ext import _native, _ops, _reference
+from bigmodel_ext import _measured, _native, _ops, _reference
 
-BACKENDS = ("cpu", "cuda", "emulated", "reference")
+BACKENDS = ("cpu", "cuda", "triton", "emulated", "reference")
 
 
 def never(x: torch.Tensor) -> str | None:
@@ -38,6 +39,7 @@ class Choice:
     backend: str
     isa: str | None
     refused: tuple[str, ...]
+    measured: str = ""  # why this one of several kernels
 
     @property
     def kernel(self) -> str:
@@ -45,7 +47,7 @@ class Choice:
 
     @property
     def reason(self) -> str:
-        return "; ".join(self.refused) or "first choice"
+        return "; ".join((*self.refused, *filter(None, (self.measured,)))) or "first choice"
 
 
 def _checked_reference(name: str) -> Candidate:
@@ -63,8 +65,12 @@ def _checked_reference(name: str) -> Candidate:
 
 
 _NO_KERNEL = frozenset({"dropout_seed"})  # torch's own generator: the reference is the only implementation
+_CONVERSIONS = frozenset({"pack_panel_csr", "ising_start", "ising_descend"})  # make weights; the CPU alone has kernels
 
 _table: dict[tuple[str, str], list[Candidate]] = {}
+
+unavailable: dict[str, str] = {}
+"""By kind of device: why kernels that were built can't run here."""
 
 cpu_kernels: dict[Any, Callable[..., Any]] = {}
 """By torch op: the CPU backend's own function, for calls that need nothing from torch's dispatcher. Empty where another
@@ -79,13 +85,26 @@ def forced_backend() -> str | None:
         raise RuntimeError("BIGMODEL_BACKEND=cuda can't be had: torch.cuda.is_available() is False")
     if name == "emulated" and not _native.has_emulated():
         raise RuntimeError("BIGMODEL_BACKEND=emulated can't be had: bigmodel_ext was built without BIGMODEL_EMULATE")
+    if name == "triton":
+        problem = why_no_triton()
+        if problem is not None:
+            raise RuntimeError(f"BIGMODEL_BACKEND=triton can't be had: {problem}")
     return name
+
+
+def why_no_triton() -> str | None:
+    """What keeps Triton's kernels from running here, in its interpreter too; it is not imported to find out."""
+    if importlib.util.find_spec("triton") is None:
+        return "triton is not installed"
+    if torch.cuda.is_available() or os.environ.get("TRITON_INTERPRET") == "1":
+        return None
+    return "torch.cuda.is_available() is False, and TRITON_INTERPRET is not 1"
 
 
 def _default(name: str) -> Candidate:
     """What runs where no kernel is registered: the reference, unless another backend is forced."""
     forced = forced_backend()
-    if forced in (None, "reference") or name in _NO_KERNEL:
+    if forced in (None, "reference") or name in _NO_KERNEL or (name in _CONVERSIONS and forced != "cpu"):
         return _checked_reference(name)
 
     def refuse(*args: Any) -> Any:
@@ -95,15 +114,41 @@ def _default(name: str) -> Candidate:
 
 
 def register(device: str, candidates: dict[str, Candidate]) -> None:
-    """Put a backend's kernels (op name -> candidate) before the reference for tensors on `device`."""
+    """Put a backend's kernels (op name -> candidate) before the reference for tensors on `device`, and behind those of
+    backends that were registered earlier."""
     forced = forced_backend()
     for name, candidate in candidates.items():
         if forced in (None, candidate.backend):
             reference = [] if forced else [_checked_reference(name)]
-            _table[name, device] = [candidate, *reference]
-            _ops.library.impl(name, candidate.run, device.upper())
+            before = [c for c in _table.get((name, device), ()) if c.backend != "reference"]
+            _table[name, device] = [*before, candidate, *reference]
+            if not before:
+                run = _by_measurement(name) if _measured.has(name) and device != "cpu" else candidate.run
+                _ops.library.impl(name, run, device.upper())
             if candidate.backend == "cpu":
                 cpu_kernels[getattr(torch.ops.bigmodel_ext, name).default] = candidate.run
+
+
+def _candidates(op: str, x: torch.Tensor) -> list[Candidate]:
+    """In the order in which they are tried for x: what was measured to be the fastest comes first."""
+    candidates = _table[op, x.device.type]
+    row = _measured.find(op, x)
+    return candidates if row is None else sorted(candidates, key=lambda c: c.backend != row.backend)
+
+
+def _by_measurement(op: str) -> Callable[..., Any]:
+    def run(x: torch.Tensor, *args: Any) -> Any:
+        return _candidates(op, x)[0].run(x, *args)
+
+    return run
+
+
+def _why_this_kernel(op: str, x: torch.Tensor, candidates: list[Candidate]) -> str:
+    kernels = [c.backend for c in candidates if c.backend != "reference"]
+    if len(kernels) < 2:
+        return ""
+    row = _measured.find(op, x)
+    return f"{kernels[0]} first: not measured" if row is None or row.backend not in kernels else str(row)
 
 
 def backends() -> list[str]:
@@ -114,7 +159,7 @@ def backends() -> list[str]:
 
 def fall_back(op: str, x: torch.Tensor, *args: Any) -> Any:
     """What a kernel calls, instead of going on, with arguments that its candidate's `refusal` refuses."""
-    for candidate in _table[op, x.device.type]:
+    for candidate in _candidates(op, x):
         if candidate.refusal(x) is None:
             return candidate.run(x, *args)
     first = _table[op, x.device.type][0]
@@ -128,15 +173,16 @@ def explain(op: str, *args: Any) -> Choice:
     if op not in _ops.OPS:
         raise ValueError(f"op must be one of {', '.join(_ops.OPS)}, got {op!r}")
     device = next((a.device.type for a in args if isinstance(a, torch.Tensor)), "cpu")
-    candidates = _table.get((op, device), [_default(op)])
+    candidates = _candidates(op, args[0]) if (op, device) in _table else [_default(op)]
     refused: list[str] = []
     if candidates[0].backend == "reference" and op not in _NO_KERNEL:
-        refused.append("BIGMODEL_BACKEND=reference" if forced_backend() else f"no kernel for this op on {device}")
+        no_kernel = f"no kernel for this op on {device}" + (f": {unavailable[device]}" if device in unavailable else "")
+        refused.append("BIGMODEL_BACKEND=reference" if forced_backend() else no_kernel)
     for candidate in candidates:
         refusal = candidate.refusal(args[0])
         if refusal is None:
             isa = _native.kernel_isa(op) if candidate.backend == "cpu" else None
-            return Choice(op, candidate.backend, isa, tuple(refused))
+            return Choice(op, candidate.backend, isa, tuple(refused), _why_this_kernel(op, args[0], candidates))
         refused.append(f"{candidate.backend}: {refusal}")
     raise RuntimeError(f"{op}: no implementation takes these arguments ({'; '.join(refused)})")
 

@@ -260,6 +260,10 @@ def test_killed_anywhere_and_resumed_it_ends_with_the_same_plan(model, tmp_path)
     with pytest.raises(ValueError, match=r"journal.jsonl belongs to another run: .*max_drop was 0.03, is 0.5"):
         compress(model, _loader(), validation, max_drop=0.5, constraints={"bytes": None}, steps=[TRAINED],
                  folder=tmp_path / "whole")  # fmt: skip
+    with pytest.raises(ValueError, match="belongs to another run: calibration data was"):
+        compress(model, _loader(1), validation, max_drop=0.03, constraints={"bytes": None},
+                 steps=[Distill({"half": lambda: _net(64)}, TrainConfig(2, 64, 3e-3)), TRAINED],
+                 folder=tmp_path / "whole")  # fmt: skip
 
 
 def test_of_several_shares_the_one_that_ends_cheapest_is_taken(model, tmp_path):

@@ -3,9 +3,9 @@ from pathlib import Path
 
 import pytest
 from bigmodel_ext import _native
+from emulation import SCHEDULES
 
 BUILD = Path(__file__).parent.parent.parent / "build"
-SCHEDULES = (("ascending", 0), ("descending", 0), *(("random", seed) for seed in range(4)))
 
 
 @pytest.fixture(scope="session")

@@ -18,6 +18,15 @@ __global__ void reverse_kernel(const int* in, int* out) {
   out[threadIdx.x] = shared[blockDim.x - 1 - threadIdx.x];
 }
 
+__global__ void reverse_twice_kernel(const int* in, int* out) {
+  int* shared = dynamic_shared<int>();
+  shared[threadIdx.x] = in[threadIdx.x];
+  __syncthreads();
+  const int v = shared[blockDim.x - 1 - threadIdx.x];
+  __syncthreads();  // nothing is written behind it
+  out[threadIdx.x] = v;
+}
+
 __global__ void rotate_kernel(int steps, const int* in, int* out) {
   int* shared = dynamic_shared<int>();
   int v = in[threadIdx.x];
@@ -116,7 +125,10 @@ __global__ void conflicts_kernel(int stride) {
   for (int i = threadIdx.x; i < 32 * stride / 4; i += 32) reinterpret_cast<int*>(shared)[i] = i;
   __syncthreads();
   uint32_t r[4];
-  ptx::load_matrix(r, ptx::shared_address(shared) + threadIdx.x * stride);
+  const uint32_t row = ptx::shared_address(shared) + threadIdx.x * stride;
+  ptx::load_matrix(r, row);
+  ptx::store_shared_16(row, {1, 2, 3, 4});
+  for (int i = 0; i < 3; ++i) ptx::load_shared_16(row - threadIdx.x % 2 * stride);  // pairs of lanes read the same
 }
 
 __global__ void divergent_barrier_kernel() {
@@ -150,6 +162,18 @@ __global__ void returned_lane_kernel() {
 
 __global__ void poison_kernel() { ptx::load_shared_16(ptx::shared_address(dynamic_shared<char>())); }
 
+__global__ void waits_too_little_kernel() {
+  const uint32_t shared = ptx::shared_address(dynamic_shared<char>());
+  alignas(16) static const int source[8] = {1, 2, 3, 4, 5, 6, 7, 8};
+  ptx::copy_async_16(shared, source);
+  ptx::commit_async();
+  ptx::copy_async_16(shared + 16, source + 4);
+  ptx::commit_async();
+  ptx::wait_async<1>();
+  ptx::load_shared_16(shared);
+  ptx::load_shared_16(shared + 16);
+}
+
 __global__ void beyond_kernel() {
   const uint32_t shared = ptx::shared_address(dynamic_shared<char>());
   if (threadIdx.x == 5) ptx::store_shared_16(shared + 1024, {});
@@ -175,6 +199,10 @@ __global__ void disorder_kernel() {
 void reverse(int threads, const int* in, int* out) {
   launch("reverse", reverse_kernel, {1u, static_cast<unsigned>(threads), sizeof(int) * static_cast<size_t>(threads)},
          in, out);
+}
+void reverse_twice(int threads, const int* in, int* out) {
+  launch("reverse_twice", reverse_twice_kernel,
+         {1u, static_cast<unsigned>(threads), sizeof(int) * static_cast<size_t>(threads)}, in, out);
 }
 void rotate(int threads, int steps, const int* in, int* out) {
   launch("rotate", rotate_kernel, {1u, static_cast<unsigned>(threads), sizeof(int) * static_cast<size_t>(threads)},
@@ -207,6 +235,7 @@ void wrong(const char* what) {
                  {"absent_lane", absent_lane_kernel, 16},
                  {"returned_lane", returned_lane_kernel, 32},
                  {"poison", poison_kernel, 32},
+                 {"waits_too_little", waits_too_little_kernel, 1},
                  {"beyond", beyond_kernel, 32},
                  {"silently_beyond", silently_beyond_kernel, 32},
                  {"misaligned", misaligned_kernel, 32},

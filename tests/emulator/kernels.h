@@ -4,6 +4,7 @@
 #include <cstdint>
 
 void reverse(int threads, const int* in, int* out);
+void reverse_twice(int threads, const int* in, int* out);
 void rotate(int threads, int steps, const int* in, int* out);
 void rotate_in_warp(int steps, const int* in, int* out);
 void sum_stages(int tiles, const int* in, int* out);

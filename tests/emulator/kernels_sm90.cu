@@ -176,6 +176,15 @@ __global__ void no_wait_for_store_kernel(const __grid_constant__ TensorMap map) 
   if (threadIdx.x == 0) ptx::tensor_store(map, 0, 0, ptx::shared_address(dynamic_shared<int>()));
 }
 
+__global__ void waits_for_one_store_kernel(const __grid_constant__ TensorMap map) {
+  const uint32_t from = ptx::shared_address(dynamic_shared<int>());
+  for (int i = 0; i < 2; ++i) {
+    ptx::tensor_store(map, 0, 0, from);
+    ptx::commit_stores();
+  }
+  ptx::wait_stores<1>();
+}
+
 __global__ void unknown_mbarrier_kernel(const __grid_constant__ TensorMap map) {
   const uint32_t start = ptx::shared_address(dynamic_shared<int>());
   if (threadIdx.x == 0) {
@@ -260,6 +269,7 @@ void wrong_on_sm90(const char* what) {
     unsigned threads;
   } kernels[] = {{"unfenced_store", unfenced_store_kernel, 32},
                  {"no_wait_for_store", no_wait_for_store_kernel, 32},
+                 {"waits_for_one_store", waits_for_one_store_kernel, 1},
                  {"unknown_mbarrier", unknown_mbarrier_kernel, 32},
                  {"no_mbarrier", no_mbarrier_kernel, 32},
                  {"overwritten_mbarrier", overwritten_mbarrier_kernel, 32},

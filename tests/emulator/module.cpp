@@ -31,6 +31,7 @@ TensorBox tensor_box(uintptr_t address, const Three& sizes, const Three& box, co
 PYBIND11_MODULE(emulator_kernels, m) {
   bigmodel::register_emulator(m);
   m.def("reverse", [](int threads, uintptr_t in, uintptr_t out) { reverse(threads, ints(in), ints(out)); });
+  m.def("reverse_twice", [](int threads, uintptr_t in, uintptr_t out) { reverse_twice(threads, ints(in), ints(out)); });
   m.def("rotate",
         [](int threads, int steps, uintptr_t in, uintptr_t out) { rotate(threads, steps, ints(in), ints(out)); });
   m.def("rotate_in_warp", [](int steps, uintptr_t in, uintptr_t out) { rotate_in_warp(steps, ints(in), ints(out)); });

@@ -12,6 +12,7 @@ MISTAKES = {
     "absent_lane": r"a shuffle from lane 20, which is not in the mask",
     "returned_lane": r"deadlock: no thread can go on\n.*thread \(0, 0, 0\): __syncwarp at \S+\n.*\(7, 0, 0\): returned",
     "poison": r"thread \(0, 0, 0\) at emulator/kernels.cu:\d+: reads poison: shared address 1024 has not been written",
+    "waits_too_little": r"reads poison: shared address 1040 has not been written, or is being written",
     "beyond": r"thread \(5, 0, 0\) at \S+: out of bounds: 16 bytes at shared address 2048",
     "silently_beyond": r"out of bounds: shared address 2048, between the variables, was written",
     "misaligned": r"shared address 1032 is not a multiple of 16",
@@ -21,6 +22,7 @@ MISTAKES = {
 MISTAKES_ON_SM90 = {
     "unfenced_store": r"an asynchronous read of shared address 1024, which was written without fence.proxy.async",
     "no_wait_for_store": r"returns while a tensor store still reads shared memory",
+    "waits_for_one_store": r"returns while a tensor store still reads shared memory",
     "unknown_mbarrier": r"a copy reports to an mbarrier that it cannot know: fence.mbarrier_init is missing",
     "no_mbarrier": r"there is no mbarrier at shared address 1024",
     "overwritten_mbarrier": r"the mbarrier at shared address 1024 has been overwritten",

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import SCHEDULES
+from emulation import sites_of, unmissed
 
 
 def rotated(kernels, name, threads, steps):
@@ -81,23 +81,24 @@ def test_right_results_whatever_the_schedule(kernels, schedule, name):
 @pytest.mark.parametrize("name", RUNS)
 def test_every_wait_is_missed(kernels, name):
     kernels.configure()
-    kernels.take_reports()
-    RUNS[name](kernels)
-    (report,) = kernels.take_reports()
-    assert report["kernel"] in name
-    assert len(report["sites"]) == SITES[name], report["sites"]
-    try:
-        for site, what in report["sites"]:
-            seen = []
-            for schedule, seed in SCHEDULES:
-                kernels.configure(schedule=schedule, seed=seed, skip=site)
-                try:
-                    RUNS[name](kernels)
-                except (AssertionError, RuntimeError):
-                    seen.append(schedule)
-            assert seen, f"nothing misses {what} at {site}"
-    finally:
-        kernels.configure()
+    found = sites_of(kernels, lambda: RUNS[name](kernels))
+    assert len(found) == SITES[name], found
+    assert not unmissed(kernels, lambda: RUNS[name](kernels))
+
+
+def test_a_barrier_without_need_is_told(kernels):
+    kernels.configure()
+    values = torch.arange(64, dtype=torch.int32)
+
+    def run():
+        out = torch.zeros_like(values)
+        kernels.reverse_twice(64, values.data_ptr(), out.data_ptr())
+        assert torch.equal(out, values.flip(0))
+
+    assert len(sites_of(kernels, run)) == 2
+    ((site, what),) = unmissed(kernels, run)
+    assert what == "__syncthreads"
+    assert site.startswith("emulator/kernels.cu:")
 
 
 def test_threads_may_return_before_a_barrier(kernels, schedule):
@@ -125,9 +126,12 @@ def test_collectives(kernels, schedule):
         assert row[11] == 107
 
 
-@pytest.mark.parametrize(("stride", "conflicts"), [(128, 28), (64, 12), (32, 4), (16, 0), (144, 0), (80, 0)])
-def test_bank_conflicts_are_counted(kernels, stride, conflicts):
+@pytest.mark.parametrize(
+    ("stride", "conflicts", "of_pairs"), [(128, 28, 12), (64, 12, 12), (32, 4, 4), (16, 0, 0), (144, 0, 0), (80, 0, 0)]
+)
+def test_bank_conflicts_are_counted(kernels, schedule, stride, conflicts, of_pairs):
     kernels.take_reports()
     kernels.count_conflicts(stride)
     (report,) = kernels.take_reports()
-    assert (report["matrix_loads"], report["bank_conflicts"]) == (4, conflicts)
+    assert (report["matrix_loads"], report["matrix_conflicts"]) == (4, conflicts)
+    assert (report["shared_accesses"], report["shared_conflicts"]) == (16, conflicts + 3 * of_pairs)

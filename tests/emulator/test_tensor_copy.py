@@ -36,7 +36,7 @@ def inside(box, at, rank):
         *(torch.arange(n) + start for n, start in zip(box[::-1], at[::-1], strict=True)), indexing="ij"
     )
     ok = torch.ones(box[::-1], dtype=torch.bool)
-    for c, size in zip(coordinates, SIZES[::-1], strict=False):
+    for c, size in zip(coordinates, SIZES[::-1], strict=True):
         ok &= (c >= 0) & (c < size)
     return ok, tuple(c[ok] for c in coordinates)
 

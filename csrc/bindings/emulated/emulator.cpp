@@ -28,7 +28,9 @@ py::dict to_dict(const LaunchReport& r) {
   d["block"] = py::make_tuple(r.block.x, r.block.y, r.block.z);
   d["shared_bytes"] = r.shared_bytes;
   d["matrix_loads"] = r.matrix_loads;
-  d["bank_conflicts"] = r.bank_conflicts;
+  d["matrix_conflicts"] = r.matrix_conflicts;
+  d["shared_accesses"] = r.shared_accesses;
+  d["shared_conflicts"] = r.shared_conflicts;
   py::list sites;
   for (const SiteReport& s : r.sites) sites.append(py::make_tuple(s.site, s.what));
   d["sites"] = sites;

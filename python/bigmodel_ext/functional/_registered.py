@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from bigmodel_ext import _autograd, _dispatch  # noqa: F401  (registers gradients)
-from bigmodel_ext.backends import cpu, cuda  # noqa: F401
+from bigmodel_ext.backends import cpu, cuda, triton  # noqa: F401  (in the order in which they are tried)
 
 ops = torch.ops.bigmodel_ext
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from bigmodel_ext import _dispatch, _native
 from bigmodel_ext._dispatch import Candidate
-from bigmodel_ext.backends.cuda import dropout, int8
+from bigmodel_ext.backends.cuda import _architectures, blocks, dropout, int8, sparse, weights
 
 
 def _double(x: Tensor) -> str | None:
@@ -28,13 +28,38 @@ def _candidates(backend: str, native: Any) -> dict[str, Candidate]:
         "fused_dropout_backward_bias": Candidate(
             backend, partial(dropout.fused_dropout_backward_bias, native), _double
         ),
+        "pack_panel_csr": Candidate(backend, partial(sparse.pack_panel_csr, native)),
+        "sparse_linear": Candidate(backend, partial(sparse.sparse_linear, native), _double),
+        "int8_sparse_linear": Candidate(backend, partial(sparse.int8_sparse_linear, native)),
+        "sparse_linear_grad_input": Candidate(backend, partial(sparse.sparse_linear_grad_input, native), _double),
+        "sparse_linear_grad_values": Candidate(backend, partial(sparse.sparse_linear_grad_values, native), _double),
+        **{
+            f"{layer}{part}": Candidate(backend, partial(getattr(blocks, f"{layer}{part}"), native), _double)
+            for layer in ("block_sparse_linear", "semi_sparse_linear")
+            for part in ("", "_grad_input", "_grad_values")
+        },
         "quantize_rows": Candidate(backend, partial(int8.quantize_rows, native)),
         "int8_mm": Candidate(backend, partial(int8.int8_mm, native)),
         "int8_linear": Candidate(backend, partial(int8.int8_linear, native)),
+        "int8_weight_only_linear": Candidate(backend, partial(weights.int8_weight_only_linear, native)),
+        "binary_coded_linear": Candidate(backend, partial(weights.binary_coded_linear, native)),
+        "fused_dropout_norm": Candidate(
+            backend, partial(dropout.fused_dropout_norm, native), partial(dropout.why_not_norm, native)
+        ),
+        "fused_dropout_norm_backward": Candidate(
+            backend,
+            partial(dropout.fused_dropout_norm_backward, native),
+            partial(dropout.why_not_norm_backward, native),
+        ),
     }
 
 
 if _dispatch.forced_backend() == "emulated":
     _dispatch.register("cpu", _candidates("emulated", _native.load_emulated()))
 elif (_cuda := _native.load_cuda()) is not None:
-    _dispatch.register("cuda", _candidates("cuda", _cuda))
+    _devices = [torch.cuda.get_device_capability(i) for i in range(torch.cuda.device_count())]
+    _problems = _architectures.problems(_cuda.ARCHITECTURES, _devices)
+    if len(_problems) == len(_devices):
+        _dispatch.unavailable["cuda"] = _problems[0]
+    else:
+        _dispatch.register("cuda", _architectures.kept_from(_problems, _candidates("cuda", _cuda)))

@@ -90,7 +90,7 @@ def compress(
         model: any module that maps a batch of inputs to a tensor (or to something with `logits`); it is not changed.
         train_loader: batches (inputs, targets), iterated again and again (a DataLoader, say), or
             :class:`train.loop.Examples`. Without training steps only its inputs are used, for calibration; steps that
-            train need its length. Who shuffles by a generator of their own should seed it alike when a run is resumed.
+            train need its length. Who shuffles by a generator of their own must seed it alike when a run is resumed.
         validation_fn: validation_fn(model) -> float, higher is better, on data that training does not see.
         max_drop, drop_type: see :class:`compress.controller.Budget`.
         constraints: {"latency": seconds} or {"bytes": number}: what to make as small as the budget allows; with a value
@@ -123,7 +123,9 @@ def compress(
     example = calibration[0] if example_inputs is None else example_inputs
     path = None if folder is None else usable_folder(Path(folder))
     about = {
-        "model": _digest(original), "max_drop": max_drop, "drop_type": drop_type, "seed": seed,
+        "model": _digest(original.state_dict()),
+        "calibration data": _digest({str(i): batch for i, batch in enumerate(calibration)}),
+        "max_drop": max_drop, "drop_type": drop_type, "seed": seed,
         "constraints": {cost: wanted}, "steps": [_told(step) for step in steps],
         "augment": _told(augment), "example_inputs": list(example.shape),
     }  # fmt: skip
@@ -181,9 +183,9 @@ def _costs(context: Context, models: Sequence[nn.Module], name: str) -> list[flo
 
 
 def _baseline(budget: Budget, original: nn.Module) -> float:
-    before = _digest(original)
+    before = _digest(original.state_dict())
     score = budget.score(original)
-    if _digest(original) != before:
+    if _digest(original.state_dict()) != before:
         raise ValueError("validation_fn changed the model that it was given: its weights or buffers are other ones now")
     return score
 
@@ -255,10 +257,10 @@ def _inputs(batch: Any) -> Tensor:
     raise TypeError(f"train_loader must yield (inputs, targets) with a tensor of inputs, got {type(batch).__name__}")
 
 
-def _digest(model: nn.Module) -> str:
+def _digest(tensors: Mapping[str, Any]) -> str:
     """SHA-256 of names, dtypes, shapes and values."""
     sha = hashlib.sha256()
-    for name, tensor in model.state_dict().items():
+    for name, tensor in tensors.items():
         if isinstance(tensor, Tensor):
             sha.update(f"{name} {tensor.dtype} {list(tensor.shape)} ".encode())
             sha.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())

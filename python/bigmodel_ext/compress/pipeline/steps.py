@@ -89,7 +89,7 @@ class ChooseLayers:
         trials: at most this many combinations are tried.
         filter_fn: filter_fn(module, fqn) -> bool: which layers may change; default: all linear and Conv2d layers. The
             modules are a copy's: choose by name or class, not by identity.
-        prune_fn: prune_fn(module, fqn) -> bool: which of these may also be pruned; default: all.
+        prune_fn: prune_fn(module, fqn) -> bool: which of these may also be pruned, again of a copy; default: all.
     """
 
     forms: tuple[Form, ...] = field(default_factory=forms)

@@ -1,0 +1,10 @@
+#include "sparse_bits_kernel.cuh"
+
+namespace bigmodel {
+
+template <>
+void launch_sparse_bits<DType::bf16>(const BitsArgs& args, const LinearEpilogue& epilogue, cudaStream_t stream) {
+  launch_bits<Bf16>(args, epilogue, stream);
+}
+
+}  // namespace bigmodel

@@ -1,0 +1,14 @@
+#include "sparse_rows_kernel.cuh"
+
+namespace bigmodel {
+
+template <>
+void launch_sparse_rows<DType::bf16, false>(const RowsArgs& args, const LinearEpilogue& epilogue, cudaStream_t stream) {
+  launch_rows<Bf16, float>(args, epilogue, stream);
+}
+template <>
+void launch_sparse_rows<DType::bf16, true>(const RowsArgs& args, const LinearEpilogue& epilogue, cudaStream_t stream) {
+  launch_rows<Bf16, Bf16>(args, epilogue, stream);
+}
+
+}  // namespace bigmodel

@@ -1,0 +1,11 @@
+#include "sparse_tiles_kernel.cuh"
+
+namespace bigmodel {
+
+template <>
+void launch_sparse_tiles<DType::f16>(SparseProduct product, const TilesArgs& args, const LinearEpilogue& epilogue,
+                                     cudaStream_t stream) {
+  launch_product<F16>(product, args, epilogue, stream);
+}
+
+}  // namespace bigmodel
