@@ -160,7 +160,7 @@ def test_no_bank_conflicts(steered, kernel):
     assert report["kernel"] == "int8_tiles"
     # A warp loads its 16 rows of a and its 16 columns of b, by 32 of K each, in four 8x8 matrices.
     assert report["matrix_loads"] >= 2 * (m + n) * k // 128
-    assert report["bank_conflicts"] == 0
+    assert report["matrix_conflicts"] == 0
 
 
 def test_plans(emulated):

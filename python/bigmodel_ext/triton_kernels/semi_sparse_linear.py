@@ -233,9 +233,7 @@ def grad_values(grad: Tensor, x: Tensor, index: Tensor) -> Tensor:
     args = {"grad": grad, "x": x, "index": index, "out": out, "M": m, "N": n, "K": k}
     if out.numel():
         rows = min(128, power_of_2(m, 16)) if interpreted() else 64 if m > 32 else 32
-        found = [
-            Config({"BM": rows}, warps, 1 if interpreted() else 3) for warps in ((4,) if interpreted() else (2, 4))
-        ]
+        found = [Config({"BM": rows}, warps, 1 if interpreted() else 3) for warps in ((4,) if interpreted() else (2, 4))]
         grid = lambda c: (index.shape[0] * index.shape[1],)  # noqa: E731
         launch(semi_values_kernel, grid, args, found, (grad.dtype, power_of_2(m), n, k))
     return out

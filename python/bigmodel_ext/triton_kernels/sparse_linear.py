@@ -289,7 +289,9 @@ def inverse_order(order: Tensor | None, n: int, panels: int) -> Tensor | None:
     return places
 
 
-def spread(values: Tensor, crow: Tensor, col: Tensor, order: Tensor | None, n: int, k: int, panel: int) -> Tensor:
+def spread(
+    values: Tensor, crow: Tensor, col: Tensor, order: Tensor | None, n: int, k: int, panel: int
+) -> Tensor:
     """The weight [N,K], or of int8 blocks [N, 4 K], dense, in working memory."""
     width = values.shape[1] if values.dim() == 2 else 1
     dense = torch.zeros((n, k * width), dtype=values.dtype, device=values.device)
