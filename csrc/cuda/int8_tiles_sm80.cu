@@ -133,7 +133,7 @@ __device__ __forceinline__ void store_tile(const Int8Operands& o, const Int8Resu
 #pragma unroll 1
     for (int row = lane / kLanesOfRow; row < 16; row += kRowsAtOnce) {
       const int m = m0 + warp / S::kWarpsN * S::kWarpM + 16 * i + row;
-      if (m >= o.m || n >= o.n) break;
+      if (m >= o.m) break;
       const int4 four = *reinterpret_cast<const int4*>(piece + row * S::kPitch + column);
       const int32_t sums[4] = {four.x, four.y, four.z, four.w};
       store_sums<4>(r, m, n, o.n, columns, x_scale_of(r, m), sums);

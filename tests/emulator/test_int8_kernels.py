@@ -1,5 +1,9 @@
 """The CUDA int8 kernels one by one, each at its own tiles' edges; the op tests see only those that sizes choose."""
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from bigmodel_ext import _reference
@@ -30,6 +34,7 @@ def test_tiles_at_their_edges(emulated, kernel):
     m, n, k = TILES[kernel]
     sizes = [(i, n // 2 + 4, k) for i in (*edges(m), 2 * m + 1)] + [(m // 2, i, k) for i in (*edges(n), 2 * n + 3)]
     sizes += [(17, 20, i) for i in (0, 16, k - 16, k, k + 16, 3 * k, 4 * k, 5 * k + 16)] + [(m + 1, n + 1, k + 16)]
+    sizes += [(8 * m + 1, n + 1, 16)]  # eight rows of tiles go over the columns together
     for m, n, k in sizes:
         check_mm(emulated, int8(m, k), int8(n, k), kernel)
 
@@ -150,6 +155,12 @@ def test_schedules_agree(steered, name):
 @pytest.mark.parametrize("name", RUNS)
 def test_every_wait_is_missed(steered, name):
     check_waits(steered, lambda: check_run(steered, name), *RUNS[name][:2])
+
+
+def test_nothing_outside_the_operands_is_touched(emulated):
+    """In a process of its own, which a wrong access ends."""
+    result = subprocess.run([sys.executable, Path(__file__).parent / "fenced.py"], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
 
 
 @pytest.mark.parametrize("kernel", TILES)
