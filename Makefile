@@ -75,13 +75,18 @@ test-wheel: $(VENV)/.deps
 	$(OTHER_VENV)/bin/python -m pytest -m "not long" $(OP_TESTS)
 
 # The op tests on an AddressSanitizer + UndefinedBehaviorSanitizer build; leaks are the interpreter's own. What the
-# sanitizers say before they end the process goes straight to standard error, which pytest must not hold back.
+# sanitizers say before they end the process goes straight to standard error, which pytest must not hold back. The CUDA
+# kernels too, on the emulator: their accesses beyond tensors and shared variables are told with the kernel's line.
+ASAN := PYTHONPATH=build/asan-site ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
+  LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so.6)"
 asan: $(VENV)/.deps
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps --upgrade --target build/asan-site \
 	  --config-settings=cmake.define.BIGMODEL_SANITIZE=ON --config-settings=cmake.define.BIGMODEL_CUDA=OFF \
+	  --config-settings=cmake.define.BIGMODEL_EMULATE=ON \
 	  --config-settings=build-dir=build/asan .
-	PYTHONPATH=build/asan-site ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so.6)" \
-	  $(BIN)/python -m pytest --capture=sys -m "not long" -k "not compile" $(OP_TESTS)
+	$(ASAN) $(BIN)/python -m pytest --capture=sys -m "not long" -k "not compile" $(OP_TESTS)
+	$(ASAN) BIGMODEL_BACKEND=emulated $(BIN)/python -m pytest --capture=sys -m "not long" -k "not compile" $(EMULATED_TESTS)
+	$(ASAN) $(BIN)/python -m pytest --capture=sys -m "not long" tests/emulator
 
 # What `make bench` compares with; not needed by anything else.
 $(VENV)/.peers: $(VENV)/.deps
