@@ -9,14 +9,14 @@ OP_TESTS := tests/test_quantize_rows.py tests/test_int8_mm.py tests/test_int8_li
   tests/test_sparse_conv2d.py tests/test_block_sparse_linear.py tests/test_semi_sparse_linear.py tests/test_block_formats.py \
   tests/test_block_layers.py tests/test_ising.py tests/test_int8_semi_sparse_linear.py
 # Op tests that every kernel backend passes: the CUDA kernels' sources on the emulator run them here.
-EMULATED_TESTS := tests/test_fused_dropout.py tests/test_fused_dropout_mask.py \
+EMULATED_TESTS := tests/test_fused_dropout.py tests/test_fused_dropout_mask.py tests/test_fused_dropout_norm.py \
+  tests/test_int8_weight_only_linear.py tests/test_binary_coded_linear.py \
   tests/test_quantize_rows.py tests/test_int8_mm.py tests/test_int8_linear.py tests/test_int8_static.py \
   tests/test_sparse_linear.py tests/test_sparse_linear_input.py tests/test_int8_sparse_linear.py \
-  tests/test_block_sparse_linear.py tests/test_semi_sparse_linear.py tests/test_int8_semi_sparse_linear.py \
-  tests/test_fused_dropout_norm.py tests/test_int8_weight_only_linear.py tests/test_binary_coded_linear.py
+  tests/test_block_sparse_linear.py tests/test_semi_sparse_linear.py tests/test_int8_semi_sparse_linear.py
 SOURCES := $(shell find csrc python -type f -not -name '*.pyc' 2>/dev/null) CMakeLists.txt pyproject.toml
 
-.PHONY: demo build test test-emulated gpu-check figures quality test-isa test-long test-install test-wheel asan bench plot lint format hooks clean
+.PHONY: demo build test test-emulated test-codegen gpu-check figures quality test-isa test-long test-install test-wheel asan bench plot lint format hooks clean
 .DELETE_ON_ERROR:
 
 # Torch first and pinned: a plain `torch` pulls gigabytes of CUDA on Linux.
@@ -48,6 +48,10 @@ test: build test-emulated
 # The CUDA kernels without a GPU: their own sources, compiled for the emulator (csrc/emulator).
 test-emulated: build
 	BIGMODEL_BACKEND=emulated $(BIN)/python -m pytest -m "not long" $(EMULATED_TESTS)
+
+# What nvcc and Triton make of all kernels for all architectures; skipped, with the reason, where they are not found.
+test-codegen: build
+	$(BIN)/python -m pytest -rs $(wildcard tests/test_codegen_*.py)
 
 # Everything again with each instruction set as the process's own, as a user would force it.
 test-isa: build

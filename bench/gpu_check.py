@@ -32,8 +32,8 @@ from typing import Any
 BENCH = Path(__file__).resolve().parent
 ROOT = BENCH.parent
 TOTAL_S = 470.0
-COLUMNS = ("date", "gpu", "torch", "suite", "op", "shape", "dtype", "peer", "ours_us", "peer_us", "speedup", "p20", "p80",
-           "gbps", "tops")  # fmt: skip
+COLUMNS = ("date", "gpu", "torch", "suite", "op", "shape", "dtype", "peer", "ours_us", "peer_us", "speedup", "p20",
+           "p80", "gbps", "tops")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -68,10 +68,11 @@ def phases(results: Path) -> list[Phase]:
     def no_sanitizer() -> str | None:
         return None if sanitizer() else "compute-sanitizer was not found"
 
-    tests = [sys.executable, "-m", "pytest", "-q", "--maxfail=20", "-p", "no:cacheprovider", "--rootdir", str(ROOT), "-m",
-             "not long", "-k", "not compile", *(str(ROOT / path) for path in op_tests())]  # fmt: skip
+    tests = [sys.executable, "-m", "pytest", "-q", "--maxfail=20", "-p", "no:cacheprovider", "--rootdir", str(ROOT),
+             "-m", "not long", "-k", "not compile", *(str(ROOT / path) for path in op_tests())]  # fmt: skip
     checked = [
-        Phase("checks", "values, masks, streams, graphs, gradients and errors against the CPU's kernels", own("checks"), 60),
+        Phase("checks", "values, masks, streams, graphs, gradients and errors against the CPU's kernels",
+              own("checks"), 60),
         Phase("fragments", "mma, mma.sp, ldmatrix and wgmma: this GPU's registers against the emulator's",
               own("fragments"), 30, missing=no_module("bigmodel_ext._C_emulated")),
         Phase("op-tests", f"{len(op_tests())} files of op tests with tensors on the GPU", tests, 100,
@@ -194,8 +195,8 @@ def main() -> int:
     if not options.no_build:
         outcomes["build"] = run_phase(build_phase(results), results, started + TOTAL_S)
         print(f"build: {outcomes['build']}", flush=True)
-        if outcomes["build"] != "passed":
-            return 1
+        if outcomes["build"] != "passed" and find_spec("bigmodel_ext") is None:
+            return 1  # else the others still run, with the package that was installed before
     planned = [phase for phase in planned if not options.only or phase.name in options.only]
     if options.dry_run:
         return dry_run(planned, results)

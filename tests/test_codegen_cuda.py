@@ -46,7 +46,7 @@ def cases():
             yield pytest.param(source.stem, architecture, id=f"{source.stem}-{architecture}", marks=marks)
 
 
-@pytest.mark.parametrize(("name", "architecture"), cases())
+@pytest.mark.parametrize(("name", "architecture"), list(cases()))
 def test_no_spills_no_warnings_and_the_expected_instructions(tmp_path, name, architecture):
     compiled = compile_source(source_named(name), architecture, tmp_path)
     assert compiled.kernels or "sm90" in name, "ptxas reports no kernel"

@@ -14,8 +14,8 @@ from bigmodel_ext import _native
 
 BENCH = Path(__file__).parent.parent / "bench"
 HOST = {"date": "2026-11-24", "gpu": "a card", "torch": "2.11"}
-ROW = {"suite": "int8", "op": "int8_linear", "shape": "1x2x3", "dtype": "bfloat16", "peer": "torch bf16", "ours_us": 2.0,
-       "peer_us": 3.0, "speedup": 1.5, "p20": 1.4, "p80": 1.6, "gbps": 10.0, "tops": 1.0}  # fmt: skip
+ROW = {"suite": "int8", "op": "int8_linear", "shape": "1x2x3", "dtype": "bfloat16", "peer": "torch bf16",
+       "ours_us": 2.0, "peer_us": 3.0, "speedup": 1.5, "p20": 1.4, "p80": 1.6, "gbps": 10.0, "tops": 1.0}  # fmt: skip
 
 
 @pytest.fixture
@@ -95,7 +95,7 @@ def test_the_summary(driver, tmp_path, capsys):
                     }
                 ],
             }
-        )  # fmt: skip
+        )
     )
     (tmp_path / "fragments.json").write_text(
         json.dumps({"checks": [["mma s8", "passed"], ["wgmma s8", "FAILED: 3 of 4096 differ"]], "rows": []})
@@ -176,3 +176,71 @@ def test_a_report_is_kept_row_by_row(gpu, tmp_path, monkeypatch):
     assert gpu.run("checks", tmp_path) == 1
     monkeypatch.setattr(gpu.checks, "run_checks", lambda: [("one", "passed")])
     assert gpu.run("checks", tmp_path) == 0
+
+
+@pytest.fixture
+def rehearsal(gpu, monkeypatch):
+    """On the CPU, at small sizes, and without waiting for times: everything but the device."""
+    import gpu as package
+    from gpu import dispatch, suites
+
+    monkeypatch.setattr(package, "DEVICE", "cpu")
+    seconds = {"ours": [1e-6] * 9, "cuda": [2e-6] * 9, "triton": [1e-6] * 9}
+
+    def turns(candidates):
+        for calls in candidates.values():
+            calls[0]()
+        return {name: seconds.get(name, [1.5e-6] * 9) for name in candidates}
+
+    monkeypatch.setattr(suites, "take_turns", turns)
+    monkeypatch.setattr("gpu.timing.take_turns", turns)
+    monkeypatch.setattr(suites, "copies", lambda nbytes: 1)
+    monkeypatch.setattr(suites, "LLAMA", ((96, 64),) * 4)
+    monkeypatch.setattr(suites, "SQUARE", (64, 96))
+    monkeypatch.setattr(suites, "ROWS_OF_DROPOUT", ((8, 16),))
+    monkeypatch.setattr(torch, "compile", lambda f: f)
+    monkeypatch.setattr(dispatch, "N", 70)
+    monkeypatch.setattr(dispatch, "K", 96)
+    return gpu
+
+
+@pytest.mark.parametrize("suite", ["int8", "small", "sparse", "dropout"])
+def test_suites_run(rehearsal, suite, tmp_path):
+    assert rehearsal.run(f"suite-{suite}", tmp_path) == 0
+    rows = json.loads((tmp_path / f"suite-{suite}.json").read_text())["rows"]
+    assert rows
+    assert all(row["speedup"] == 1.5 and row["gbps"] > 0 for row in rows)
+    peers = {row["peer"] for row in rows}
+    assert peers >= ({"eager", "inductor", "copy"} if suite == "dropout" else {"torch bf16"})
+    if suite == "int8":
+        assert {"_int_mm alone", "_int_mm + compiled epilogue"} <= peers
+
+
+def test_a_suite_notices_wrong_results(rehearsal, tmp_path, monkeypatch):
+    import bigmodel_ext as bm
+
+    monkeypatch.setattr(bm.nn.Int8Linear, "forward", lambda self, x: torch.zeros(*x.shape[:-1], self.out_features))
+    with pytest.raises(AssertionError, match=r"int8_linear 1x96x64: relative error 1\.0000, at most 0\.05"):
+        rehearsal.run("suite-int8", tmp_path)
+
+
+def test_dispatch_writes_rows(rehearsal, tmp_path, monkeypatch):
+    from bigmodel_ext import _dispatch, _measured
+    from gpu import dispatch
+
+    def two(op, x):
+        run = next(c.run for c in _dispatch._table[op, "cpu"] if c.backend == "cpu")
+        return {"cuda": run, "triton": run}
+
+    monkeypatch.setattr(dispatch, "candidates", two)
+    monkeypatch.setattr(_measured, "architecture", lambda device: "90")
+    assert rehearsal.run("dispatch", tmp_path) == 0
+    table = _measured.read(tmp_path / "measured.json")
+    assert {key[2] for key in table} == {*_measured.CLASSES.values(), _measured.MOST_ROWS}
+    assert {(row.backend, row.ratio) for row in table.values()} == {("triton", 2.0)}
+    assert {key[0] for key in table} >= {"int8_linear", "fused_dropout_norm_backward", "binary_coded_linear"}
+
+
+def test_small_shapes_run(rehearsal, monkeypatch, tmp_path):
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    assert rehearsal.run("small", tmp_path) == 0

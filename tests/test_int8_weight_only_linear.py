@@ -117,6 +117,7 @@ def test_layer(tmp_path):
     assert "computes relu too" in row.reason
 
 
+@pytest.mark.cpu_only("compares with another layer")
 def test_activations_keep_their_precision():
     """One huge channel costs a dynamic int8 layer its small ones, and a weight-only one nothing."""
     linear, x = nn.Linear(64, 64), torch.randn(50, 64)

@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterator
 from datetime import date
 from typing import Any
 
+import gpu
+
 N = K = 4096
 ROWS = (1, 8, 64, 1024)  # one of each class
 
@@ -14,11 +16,11 @@ def _arguments(m: int) -> Iterator[tuple[str, tuple[Any, ...]]]:
     import bigmodel_ext as bm
     import torch
 
-    x, grad = torch.randn(2, m, K, device="cuda", dtype=torch.bfloat16)
-    seed, weight = torch.tensor(7, device="cuda"), torch.randn(K, device="cuda", dtype=torch.bfloat16)
-    linear = torch.nn.Linear(K, N, bias=False, device="cuda", dtype=torch.bfloat16)
+    x, grad = torch.randn(2, m, K, device=gpu.DEVICE, dtype=torch.bfloat16)
+    seed, weight = torch.tensor(7, device=gpu.DEVICE), torch.randn(K, device=gpu.DEVICE, dtype=torch.bfloat16)
+    linear = torch.nn.Linear(K, N, bias=False, device=gpu.DEVICE, dtype=torch.bfloat16)
     int8 = bm.nn.Int8Linear.from_float(linear)
-    coded = bm.nn.BinaryCodedLinear(K, N, False, "cuda", torch.bfloat16)
+    coded = bm.nn.BinaryCodedLinear(K, N, False, gpu.DEVICE, torch.bfloat16)
     yield "int8_linear", (x, int8.packed, int8.weight_scale, None, "none", None)
     yield "int8_weight_only_linear", (x, int8.packed, int8.weight_scale, None, "none")
     yield "binary_coded_linear", (x, coded.packed, coded.scales, None, N, coded.group_size, "none")

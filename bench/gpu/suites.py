@@ -6,10 +6,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import gpu
 from gpu.timing import Call, compare, copies, take_turns
 
 LLAMA = ((6144, 4096), (4096, 4096), (28672, 4096), (4096, 14336))  # N, K of Llama-3-8B
-SMALL = ((2304, 768), (768, 3072))
+SQUARE = (4096, 4096)
+ROWS_OF_DROPOUT = ((64, 4096), (4096, 768), (4096, 4096), (16384, 1024))
 GATES = (0.05, 0.02)  # a relative error (root of the mean square) over it is a mistake: of int8 activations, of others
 Row = dict[str, Any]
 
@@ -30,7 +32,7 @@ def _weights(n: int, k: int, prune: Callable[[Any], Any] | None) -> list[Any]:
 
     made = []
     for _ in range(copies(2 * n * k)):
-        linear = torch.nn.Linear(k, n, bias=False, device="cuda", dtype=torch.bfloat16)
+        linear = torch.nn.Linear(k, n, bias=False, device=gpu.DEVICE, dtype=torch.bfloat16)
         if prune is not None:
             with torch.no_grad():
                 linear.weight.mul_(prune(linear.weight))
@@ -45,7 +47,7 @@ def _linear(name: str, m: int, n: int, k: int, make: Callable[[Any], Any], peers
 
     with torch.inference_mode():
         linears = _weights(n, k, prune)
-        layers, x = [make(linear) for linear in linears], torch.randn(m, k, device="cuda", dtype=torch.bfloat16)
+        layers, x = [make(linear) for linear in linears], torch.randn(m, k, device=gpu.DEVICE, dtype=torch.bfloat16)
         error = _error(layers[0](x), x.float() @ layers[0].weight.float().T)
         if not error < gate:
             raise AssertionError(f"{name} {m}x{n}x{k}: relative error {error:.4f}, at most {gate} is allowed")
@@ -54,7 +56,7 @@ def _linear(name: str, m: int, n: int, k: int, make: Callable[[Any], Any], peers
             "torch bf16": [lambda linear=linear: linear(x) for linear in linears],
         }
         candidates.update(peers(x, linears, layers))
-        stored = sum(b.numel() * b.element_size() for b in layers[0].buffers())
+        stored = sum(t.numel() * t.element_size() for t in (*layers[0].buffers(), *layers[0].parameters()))
         yield from _rows(name, f"{m}x{n}x{k}", candidates, stored + 2 * m * (n + k), 2.0 * m * n * k)
 
 
@@ -70,7 +72,7 @@ def _int_mm(x: Any, linears: list[Any], layers: list[Any]) -> dict[str, list[Cal
     if x.shape[0] <= 16:
         return {}
     weights = [layer.weight_q.T for layer in layers]
-    q = torch.randint(-127, 128, x.shape, dtype=torch.int8, device="cuda")
+    q = torch.randint(-127, 128, x.shape, dtype=torch.int8, device=gpu.DEVICE)
 
     @torch.compile
     def whole(x: Any, weight: Any, scale: Any) -> Any:
@@ -98,10 +100,25 @@ def _cusparselt(x: Any, linears: list[Any], layers: list[Any]) -> dict[str, list
     return {"cuSPARSELt bf16": [lambda w=w: TF.linear(x, w) for w in sparse]}
 
 
+def _cusparselt_int8(x: Any, linears: list[Any], layers: list[Any]) -> dict[str, list[Call]]:
+    """cuSPARSELt's int8 product alone, on operands that are already int8."""
+    import torch
+
+    if not torch.backends.cusparselt.is_available() or x.shape[0] % 16:
+        return {}
+    compressed = [torch._cslt_compress(layer.weight_q.contiguous()) for layer in layers]
+    q = torch.randint(-127, 128, x.shape, dtype=torch.int8, device=gpu.DEVICE)
+    return {
+        "cuSPARSELt int8 alone": [
+            lambda w=w: torch._cslt_sparse_mm(w, q.T, out_dtype=torch.int32) for w in compressed
+        ],
+    }  # fmt: skip
+
+
 def int8_linear() -> Iterator[Row]:
     import bigmodel_ext as bm
 
-    for n, k in LLAMA[1:2] + LLAMA[3:] + SMALL[:1]:
+    for n, k in LLAMA[1:2] + LLAMA[3:]:
         for m in (1, 16, 128, 512, 2048):
             yield from _linear("int8_linear", m, n, k, bm.nn.Int8Linear.from_float, _int_mm, GATES[0])
 
@@ -112,7 +129,7 @@ def small_batch() -> Iterator[Row]:
     import torch
 
     def coded(linear: Any) -> Any:
-        layer = bm.nn.BinaryCodedLinear(linear.in_features, linear.out_features, False, "cuda", torch.bfloat16)
+        layer = bm.nn.BinaryCodedLinear(linear.in_features, linear.out_features, False, gpu.DEVICE, torch.bfloat16)
         layer.packed.random_()
         layer.scales.normal_(0.0, 0.02)
         return layer
@@ -141,16 +158,20 @@ def sparse_linear() -> Iterator[Row]:
                                two_four)  # fmt: skip
     for density in (0.5, 0.1):
         for m in (1, 16):
-            yield from _linear(f"sparse_linear {1 - density:.0%}", m, 4096, 4096, bm.nn.SparseLinear.from_dense, _none,
+            yield from _linear(f"sparse_linear {1 - density:.0%}", m, *SQUARE, bm.nn.SparseLinear.from_dense, _none,
                                GATES[1], unstructured(density))  # fmt: skip
     for m in (16, 2048):
 
         def blocks(weight: Any) -> Any:
-            kept = (torch.rand(weight.shape[0] // 32, weight.shape[1] // 32, device="cuda") < 0.2).to(weight.dtype)
+            kept = (torch.rand(weight.shape[0] // 32, weight.shape[1] // 32, device=gpu.DEVICE) < 0.2).to(weight.dtype)
             return kept.repeat_interleave(32, 0).repeat_interleave(32, 1)
 
         make = lambda linear: bm.nn.BlockSparseLinear.from_dense(linear, blocksize=32)  # noqa: E731
-        yield from _linear("block_sparse_linear 32 80%", m, 4096, 4096, make, _none, GATES[1], blocks)
+        yield from _linear("block_sparse_linear 32 80%", m, *SQUARE, make, _none, GATES[1], blocks)
+    int8 = bm.nn.Int8SemiSparseLinear.from_dense
+    for n, k in LLAMA[1:2] + LLAMA[3:]:
+        for m in (1, 128, 2048):
+            yield from _linear("int8_semi_sparse_linear", m, n, k, int8, _cusparselt_int8, GATES[0], two_four)
 
 
 def dropout() -> Iterator[Row]:
@@ -167,12 +188,12 @@ def dropout() -> Iterator[Row]:
         return TF.layer_norm(h, h.shape[-1:], weight), h
 
     compiled, compiled_norm = torch.compile(chain), torch.compile(normed)
-    for m, n in ((64, 4096), (4096, 768), (4096, 4096), (16384, 1024)):
-        x, r, out, out2 = (torch.randn(m, n, device="cuda", dtype=torch.bfloat16) for _ in range(4))
-        b, w = (torch.randn(n, device="cuda", dtype=torch.bfloat16) for _ in range(2))
+    for m, n in ROWS_OF_DROPOUT:
+        x, r, _out, _out2 = (torch.randn(m, n, device=gpu.DEVICE, dtype=torch.bfloat16) for _ in range(4))
+        b, w = (torch.randn(n, device=gpu.DEVICE, dtype=torch.bfloat16) for _ in range(2))
         both, size = torch.cat([x, r]), x.numel() * 2
         half, whole = torch.empty_like(both)[: 3 * m // 2], torch.empty_like(both)
-        seed = torch.tensor(7, device="cuda")
+        seed = torch.tensor(7, device=gpu.DEVICE)
         ours = lambda: F.fused_dropout(x, 0.1, bias=b, activation="gelu", residual=r, seed=seed)  # noqa: B023, E731
         fused = lambda: F.fused_dropout_norm(x, 0.1, True, b, "gelu", r, w, seed=seed)  # noqa: B023, E731
         cases = {

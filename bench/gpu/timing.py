@@ -1,4 +1,4 @@
-"""Times on the device of calls that take turns: many calls in one CUDA graph, so that Python's own time is not in it."""
+"""Times on the device of calls that take turns: in CUDA graphs, so that Python's own time is not in them."""
 
 from __future__ import annotations
 

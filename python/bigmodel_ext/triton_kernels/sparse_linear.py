@@ -207,9 +207,8 @@ def product_kernel(
             left = widen(left)
         acc = multiply(left, right, acc)
     store_finished(out, acc, bias, m, d, M, D, ACTIVATION)
-    if marks is not None:
-        if tile_d == 0:
-            tl.store(marks + m, bad, m < M)
+    if marks is not None and tile_d == 0:
+        tl.store(marks + m, bad, m < M)
 
 
 @triton.jit
