@@ -13,8 +13,16 @@ BUILT = ["sm_80", "sm_86", "sm_89", "sm_90a", "sm_100", "compute_100"]
 
 
 @pytest.mark.parametrize(
-    ("rows", "name"), [(0, "1 row"), (1, "1 row"), (2, "2 to 16 rows"), (16, "2 to 16 rows"), (17, "17 to 128 rows"),
-                       (128, "17 to 128 rows"), (129, "over 128 rows")]  # fmt: skip
+    ("rows", "name"),
+    [
+        (0, "1 row"),
+        (1, "1 row"),
+        (2, "2 to 16 rows"),
+        (16, "2 to 16 rows"),
+        (17, "17 to 128 rows"),
+        (128, "17 to 128 rows"),
+        (129, "over 128 rows"),
+    ],  # fmt: skip
 )
 def test_shape_class(rows, name):
     assert _measured.shape_class(torch.zeros(rows, 5)) == name
@@ -39,8 +47,27 @@ def test_rows_are_written_and_replaced(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "text", ["", "[]", "{}", '{"rows": [{"op": "x"}]}', json.dumps({"rows": [
-        {"op": "x", "architecture": "90", "shape_class": "9 rows", "backend": "cuda", "ratio": 2.0, "date": ""}]})]  # fmt: skip
+    "text",
+    [
+        "",
+        "[]",
+        "{}",
+        '{"rows": [{"op": "x"}]}',
+        json.dumps(
+            {
+                "rows": [
+                    {
+                        "op": "x",
+                        "architecture": "90",
+                        "shape_class": "9 rows",
+                        "backend": "cuda",
+                        "ratio": 2.0,
+                        "date": "",
+                    }
+                ]
+            }
+        ),
+    ],  # fmt: skip
 )
 def test_what_is_no_table_is_named(tmp_path, text):
     path = tmp_path / "measured.json"
@@ -52,6 +79,7 @@ def test_what_is_no_table_is_named(tmp_path, text):
 @pytest.fixture
 def two_kernels(monkeypatch):
     """An op with a CUDA and a Triton kernel, on CPU tensors; the second refuses rows of 7."""
+
     def odd(x):
         return "rows of 7" if x.shape[-1] == 7 else None
 
@@ -94,8 +122,16 @@ def test_what_was_measured_to_be_faster_runs(two_kernels):
 
 @pytest.mark.parametrize(
     ("capability", "missing"),
-    [((7, 5), True), ((8, 0), False), ((8, 7), False), ((8, 9), False), ((9, 0), False), ((10, 0), False),
-     ((10, 3), False), ((12, 0), False)],  # fmt: skip
+    [
+        ((7, 5), True),
+        ((8, 0), False),
+        ((8, 7), False),
+        ((8, 9), False),
+        ((9, 0), False),
+        ((10, 0), False),
+        ((10, 3), False),
+        ((12, 0), False),
+    ],  # fmt: skip
 )
 def test_devices_that_the_build_is_for(capability, missing):
     found = _architectures.problems(BUILT, [(8, 0), capability])

@@ -73,7 +73,9 @@ class Compiled:
     def usage(self) -> dict[str, int]:
         """REG, STACK, LOCAL and so on, as cuobjdump tells; on AMD vgpr_count and the like, from the metadata."""
         if self.target.startswith("gfx"):
-            return {name: int(n) for name, n in re.findall(r"\.(\w+(?:count|size)):\s+(\d+)", self.kernel.asm["amdgcn"])}
+            return {
+                name: int(n) for name, n in re.findall(r"\.(\w+(?:count|size)):\s+(\d+)", self.kernel.asm["amdgcn"])
+            }
         return {name: int(n) for name, n in re.findall(r"(\w+):(\d+)", self._tool("cuobjdump", "-res-usage"))}
 
     def _tool(self, name: str, *options: str) -> str:
