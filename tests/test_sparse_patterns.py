@@ -130,7 +130,8 @@ def test_layers(native):
     run(fresh)
     torch.__future__.set_swap_module_params_on_conversion(True)
     try:
-        fresh.load_state_dict(state)
+        for loaded in (fresh, other):
+            loaded.load_state_dict(state)
+            assert torch.equal(run(loaded), expected)
     finally:
         torch.__future__.set_swap_module_params_on_conversion(False)
-    assert torch.equal(run(fresh), expected)
