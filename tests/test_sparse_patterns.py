@@ -83,8 +83,9 @@ def test_another_tensor_in_the_place_of_crow(native):
     for _ in range(5):
         crow = crow.clone()
         assert_product(native, weight, values, crow, col)
-    wrong = crow.clone()
-    wrong[1] = 0  # all of the first row's entries are the second's, whose columns do not increase then
+    wrong = torch.cat(
+        [crow[:1], crow[:1], crow[2:]]
+    )  # all of the first row's entries are the second's then: columns do not increase
     with pytest.raises(ValueError, match="a column twice in one row"):
         product(native, torch.ones(3, K).bfloat16(), values, wrong, col)
 
@@ -127,5 +128,10 @@ def test_layers(native):
     assert sorted(state) == ["col", "crow", "values"]
     fresh = bnn.SparseLinear.from_dense(linear, torch.rand(N, K) > 0.9)
     run(fresh)
-    fresh.load_state_dict(state)
-    assert torch.equal(run(fresh), expected)
+    torch.__future__.set_swap_module_params_on_conversion(True)
+    try:
+        for loaded in (fresh, other):
+            loaded.load_state_dict(state)
+            assert torch.equal(run(loaded), expected)
+    finally:
+        torch.__future__.set_swap_module_params_on_conversion(False)
