@@ -143,6 +143,7 @@ def test_devices_that_the_build_is_for(capability, missing):
         )
     assert _architectures.runs("sm_90a", (9, 0))
     assert not _architectures.runs("sm_90a", (10, 0))
+    assert not _architectures.runs("sm_100a", (10, 3)), "code for one chip alone"
     assert not _architectures.runs("sm_86", (8, 0))
 
 
