@@ -9,7 +9,10 @@ pytest.register_assert_rewrite("checkpoints", "layers", "sparse_cases", "toleran
 os.environ["BIGMODEL_CACHE"] = "off"  # the user's own measurements are neither used nor changed
 
 
-FORCED = _dispatch.forced_backend()
+DEVICE = os.environ.get("BIGMODEL_TEST_DEVICE")  # where the op tests' tensors are, for make gpu-check
+if DEVICE:
+    torch.set_default_device(DEVICE)
+FORCED = DEVICE or _dispatch.forced_backend()
 OTHER_KERNELS = FORCED not in (None, "cpu", "reference")  # the op tests run on them, instead of each instruction set
 ISAS = (FORCED,) if OTHER_KERNELS else _native.available_isas()
 

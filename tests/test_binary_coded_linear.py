@@ -110,6 +110,7 @@ def test_largest_k(float_isa):
         ours(x, packed, scales, None, 3, group_size)
 
 
+@pytest.mark.cpu_only(reason="threads that share one call's work")
 @pytest.mark.parametrize(("m", "n", "k"), [(1, 2000, 600), (70, 300, 500), (9, 200, 5000)])
 def test_threads_agree(float_isa, threads, m, n, k):
     """The work is divided by rows and by outputs; the last in several blocks of rows and pieces of K."""
@@ -233,6 +234,7 @@ def test_bad_input(device):
         binary_coded_linear(x, packed, scales, bias, out_features=n, group_size=size, in_features=51)
 
 
+@pytest.mark.cpu_only("instruction sets")
 def test_a_kernel_runs(isa):
     args = make(1, 70, 50)
     choice = _dispatch.explain("binary_coded_linear", *args)

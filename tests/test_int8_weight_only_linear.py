@@ -45,6 +45,7 @@ def test_one_weight_at_a_time(float_isa):
         assert torch.equal(F.int8_weight_only_linear(x, pack(weight), torch.ones(70)), wanted)
 
 
+@pytest.mark.cpu_only(reason="sizes at which the CPU's kernels divide their work")
 def test_many_blocks_and_threads(float_isa, threads):
     for m, n, k in ((300, 200, 700), (130, 70, 2500), (1, 900, 600)):
         check(*make(m, n, k))
@@ -90,6 +91,7 @@ def test_bad_input(device):
         F.int8_weight_only_linear(torch.ones(3, 49), pack(make(2, 70, 50)[1]), torch.ones(70), in_features=50)
 
 
+@pytest.mark.cpu_only("names the CPU's kernel")
 def test_layer(tmp_path):
     linear, x = dense(), torch.randn(9, 37)
     layer = bm.nn.Int8WeightOnlyLinear.from_float(linear)
@@ -116,6 +118,7 @@ def test_layer(tmp_path):
     assert "computes relu too" in row.reason
 
 
+@pytest.mark.cpu_only("compares with another layer")
 def test_activations_keep_their_precision():
     """One huge channel costs a dynamic int8 layer its small ones, and a weight-only one nothing."""
     linear, x = nn.Linear(64, 64), torch.randn(50, 64)

@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from bigmodel_ext import _dispatch, _measured
+from bigmodel_ext import _dispatch, _measured, _native
 from bigmodel_ext._dispatch import Candidate
 from bigmodel_ext._measured import Row
 from bigmodel_ext.backends.cuda import _architectures
@@ -22,7 +22,7 @@ BUILT = ["sm_80", "sm_86", "sm_89", "sm_90a", "sm_100", "compute_100"]
         (17, "17 to 128 rows"),
         (128, "17 to 128 rows"),
         (129, "over 128 rows"),
-    ],  # fmt: skip
+    ],
 )
 def test_shape_class(rows, name):
     assert _measured.shape_class(torch.zeros(rows, 5)) == name
@@ -67,7 +67,7 @@ def test_rows_are_written_and_replaced(tmp_path):
                 ]
             }
         ),
-    ],  # fmt: skip
+    ],
 )
 def test_what_is_no_table_is_named(tmp_path, text):
     path = tmp_path / "measured.json"
@@ -131,15 +131,15 @@ def test_what_was_measured_to_be_faster_runs(two_kernels):
         ((10, 0), False),
         ((10, 3), False),
         ((12, 0), False),
-    ],  # fmt: skip
+    ],
 )
 def test_devices_that_the_build_is_for(capability, missing):
     found = _architectures.problems(BUILT, [(8, 0), capability])
     assert found.keys() == ({1} if missing else set())
     if missing:
         assert found[1] == (
-            "cuda:1 has compute capability 7.5, and the CUDA kernels were built for sm_80, sm_86, sm_89, sm_90a, sm_100,"
-            " compute_100"
+            "cuda:1 has compute capability 7.5, and the CUDA kernels were built for sm_80, sm_86, sm_89, sm_90a,"
+            " sm_100, compute_100"
         )
     assert _architectures.runs("sm_90a", (9, 0))
     assert not _architectures.runs("sm_90a", (10, 0))
@@ -155,6 +155,15 @@ def test_other_devices_are_refused_with_the_reason(monkeypatch):
     assert kept.run(cpu, cpu) == "reference"
     assert _dispatch.explain("int8_mm", cpu, cpu).reason == "cuda: it is too old"
     assert _architectures.kept_from({}, {"int8_mm": kernel})["int8_mm"] is kernel
+
+
+def test_a_forced_backend_says_why_it_can_t_run(monkeypatch):
+    monkeypatch.setenv("BIGMODEL_BACKEND", "emulated")
+    monkeypatch.setitem(_dispatch.unavailable, "emulated", "cuda:0 has compute capability 7.5")
+    monkeypatch.setattr(_native, "has_emulated", lambda: True)
+    refuse = _dispatch._default("int8_mm").run
+    with pytest.raises(RuntimeError, match=r"has no kernel for these tensors: cuda:0 has compute capability 7\.5"):
+        refuse(torch.zeros(2, 3))
 
 
 def test_explain_says_why_no_cuda_kernel_runs(monkeypatch):

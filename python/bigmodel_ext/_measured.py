@@ -58,7 +58,9 @@ def write(rows: list[Row], path: Path) -> None:
     table = read(path) if path.exists() else {}
     table.update({(row.op, row.architecture, row.shape_class): row for row in rows})
     lines = [json.dumps(asdict(table[key])) for key in sorted(table)]
-    path.write_text('{\n  "rows": [' + ",".join(f"\n    {line}" for line in lines) + ("\n  " if lines else "") + "]\n}\n")
+    path.write_text(
+        '{\n  "rows": [' + ",".join(f"\n    {line}" for line in lines) + ("\n  " if lines else "") + "]\n}\n"
+    )
 
 
 _table = read()

@@ -112,6 +112,7 @@ void register_fused_dropout_norm_cuda(py::module_& m) {
           args.rows = rows_of(vx, kNormBackwardMostFeatures);
           args.dropout = dropout_args(vx, device_view(bias, "bias", vx), device_view(grad, "grad", vx), "grad",
                                       device_view(seed, "seed", vx), *device_view(dx, "dx", vx), p, activation);
+          args.vectors = 1;
           run_backward(args, vx, slabs, sums);
         });
 }

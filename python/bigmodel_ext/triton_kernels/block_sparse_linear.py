@@ -43,7 +43,9 @@ def block_rows_kernel(
         place = i
         if places is not None:
             place = tl.load(places + i)
-        left = tl.load(x + m.to(tl.int64)[:, None] * K + k[None, :], (m < M)[:, None] & ((k >= 0) & (k < K))[None, :], 0.0)
+        left = tl.load(
+            x + m.to(tl.int64)[:, None] * K + k[None, :], (m < M)[:, None] & ((k >= 0) & (k < K))[None, :], 0.0
+        )
         right = tl.load(values + place.to(tl.int64) * S * S + s[:, None] * S + s[None, :])
         if TRANSPOSED:
             right = tl.trans(right)

@@ -185,7 +185,7 @@ def configs(m: int, dtype: torch.dtype) -> list[Config]:
     if interpreted():
         return [_config(min(64, power_of_2(m, 16)), 64, 128, 4, 1)]
     if dtype == torch.float32:  # no tensor cores: small tiles
-        return [_config(16, 64, 32, 4, 2), _config(32, 64, 32, 4, 2)]
+        return [_config(16, 64, 32, 4, 2), _config(32, 64, 32, 8, 2)]
     if m <= 16:
         return [_config(16, 32, 128, 4, 3), _config(16, 64, 64, 4, 3)]
     return [_config(64, 64, 64, 4, 3), _config(128, 128, 32, 8, 3)]
@@ -233,7 +233,9 @@ def grad_values(grad: Tensor, x: Tensor, index: Tensor) -> Tensor:
     args = {"grad": grad, "x": x, "index": index, "out": out, "M": m, "N": n, "K": k}
     if out.numel():
         rows = min(128, power_of_2(m, 16)) if interpreted() else 64 if m > 32 else 32
-        found = [Config({"BM": rows}, warps, 1 if interpreted() else 3) for warps in ((4,) if interpreted() else (2, 4))]
+        found = [
+            Config({"BM": rows}, warps, 1 if interpreted() else 3) for warps in ((4,) if interpreted() else (2, 4))
+        ]
         grid = lambda c: (index.shape[0] * index.shape[1],)  # noqa: E731
         launch(semi_values_kernel, grid, args, found, (grad.dtype, power_of_2(m), n, k))
     return out

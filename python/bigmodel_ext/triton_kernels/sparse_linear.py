@@ -207,9 +207,8 @@ def product_kernel(
             left = widen(left)
         acc = multiply(left, right, acc)
     store_finished(out, acc, bias, m, d, M, D, ACTIVATION)
-    if marks is not None:
-        if tile_d == 0:
-            tl.store(marks + m, bad, m < M)
+    if marks is not None and tile_d == 0:
+        tl.store(marks + m, bad, m < M)
 
 
 @triton.jit
@@ -289,9 +288,7 @@ def inverse_order(order: Tensor | None, n: int, panels: int) -> Tensor | None:
     return places
 
 
-def spread(
-    values: Tensor, crow: Tensor, col: Tensor, order: Tensor | None, n: int, k: int, panel: int
-) -> Tensor:
+def spread(values: Tensor, crow: Tensor, col: Tensor, order: Tensor | None, n: int, k: int, panel: int) -> Tensor:
     """The weight [N,K], or of int8 blocks [N, 4 K], dense, in working memory."""
     width = values.shape[1] if values.dim() == 2 else 1
     dense = torch.zeros((n, k * width), dtype=values.dtype, device=values.device)

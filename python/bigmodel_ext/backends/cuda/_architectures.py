@@ -28,13 +28,11 @@ def runs(architecture: str, capability: Capability) -> bool:
 
 def problems(architectures: list[str], devices: list[Capability]) -> dict[int, str]:
     """By index, why the build does not run on a device."""
-    found = {}
-    for index, capability in enumerate(devices):
-        if not any(runs(a, capability) for a in architectures):
-            found[index] = (
-                f"cuda:{index} has compute capability {capability[0]}.{capability[1]}, and the CUDA kernels were built for "
-                f"{', '.join(architectures)}"
-            )
+    found, built = {}, ", ".join(architectures)
+    for index, (major, minor) in enumerate(devices):
+        if not any(runs(a, (major, minor)) for a in architectures):
+            has = f"cuda:{index} has compute capability {major}.{minor}"
+            found[index] = f"{has}, and the CUDA kernels were built for {built}"
     return found
 
 

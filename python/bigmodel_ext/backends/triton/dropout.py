@@ -83,6 +83,4 @@ def fused_dropout_norm_backward(
     from bigmodel_ext.triton_kernels import fused_dropout_norm as kernels
 
     saved = (h.contiguous(), mean.contiguous(), rstd.contiguous(), x.contiguous(), _like(bias))
-    return kernels.backward(
-        grad_y.contiguous(), _like(grad_h), *saved, seed, _like(weight), p, activation, norm
-    )
+    return kernels.backward(grad_y.contiguous(), _like(grad_h), *saved, seed, _like(weight), p, activation, norm)

@@ -1,9 +1,10 @@
-"""The CUDA fused dropout against the CPU's: values, masks, streams, graphs, gradients, errors. See gpu_check.py."""
+"""CUDA kernels against the CPU's: values, masks, streams, graphs, gradients, errors. See gpu_check.py."""
 
 from __future__ import annotations
 
 import traceback
 from collections.abc import Callable
+from typing import Any
 
 ACTIVATIONS = ("none", "relu", "leaky_relu", "gelu", "silu", "sigmoid", "tanh", "softplus")
 DTYPES = ("float32", "bfloat16", "float16")
@@ -145,6 +146,96 @@ def check_errors() -> None:
         assert "must be on a CUDA device" in refusal, f"a CPU tensor among CUDA tensors was not refused: {refusal!r}"
 
 
+def check_norm() -> None:
+    """Dropout with a norm, forward and backward, against the CPU: h and masks bit-equal, the rest close."""
+    import torch
+
+    raw, seed = torch.ops.bigmodel_ext, torch.tensor(SEED)
+    for name in DTYPES:
+        dtype = getattr(torch, name)
+        for shape in ((1, 1), (7, 70), (40, 256), (5, 1000), (600, 1024), (3, 4099), (9, 8192)):
+            for norm in ("layer", "rms"):
+                x, residual, gy, gh = (torch.randn(shape).to(dtype) for _ in range(4))
+                bias, weight = torch.randn(2, shape[1])
+                args = (x, bias, residual, seed, weight, None, P, "relu", norm, 1e-5)
+                expected, ours = raw.fused_dropout_norm(*args), raw.fused_dropout_norm(*_to_device(args))
+                assert torch.equal(ours[1].cpu(), expected[1]), f"h differs: {name} {shape}"
+                back = (gy, gh, *expected[1:], x, bias, seed, weight, P, "relu", norm)
+                expected += raw.fused_dropout_norm_backward(*back)
+                ours += raw.fused_dropout_norm_backward(*_to_device(back))
+                again = raw.fused_dropout_norm_backward(*_to_device(back))
+                assert all(torch.equal(a, b) for a, b in zip(ours[4:], again, strict=True)), "a second run differs"
+                for a, b in zip(ours, expected, strict=True):
+                    scale = float(b.float().abs().max().clamp_min(1)) if b.numel() else 1.0
+                    tolerance = 4 * TOLERANCE[name]
+                    torch.testing.assert_close(a.cpu().float(), b.float(), rtol=tolerance, atol=tolerance * scale)
+
+
+def check_small_batches() -> None:
+    """Binary codes bit-equal to the CPU's, int8 weights close, from one row to several tiles of them."""
+    import bigmodel_ext as bm
+    import torch
+
+    for n, k in ((1, 8), (70, 200), (129, 1031), (512, 4096)):
+        linear = torch.nn.Linear(k, n)
+        coded = bm.nn.BinaryCodedLinear.from_float(linear, bits=3, group_size=64, iterations=1)
+        weight_only = bm.nn.Int8WeightOnlyLinear.from_float(linear)
+        for m in (1, 2, 8, 9, 33):
+            for name in DTYPES:
+                x = torch.randn(m, k).to(getattr(torch, name))
+                with torch.inference_mode():
+                    assert torch.equal(coded.cuda()(x.cuda()).cpu(), coded.cpu()(x)), f"binary {m}x{n}x{k} {name}"
+                    ours, expected = weight_only.cuda()(x.cuda()).cpu(), weight_only.cpu()(x)
+                tolerance = max(TOLERANCE[name], 1e-5)  # sums in another order
+                torch.testing.assert_close(ours, expected, rtol=tolerance, atol=tolerance * k**0.5)
+
+
+def check_capture() -> None:
+    """Each op in a graph: its replay gives what the op gives."""
+    import bigmodel_ext as bm
+    import torch
+
+    linear = torch.nn.Linear(256, 192, device="cuda", dtype=torch.bfloat16)
+    x = torch.randn(4, 256, device="cuda", dtype=torch.bfloat16)
+    seed = torch.tensor(3, device="cuda")
+    calls: list[Callable[[], torch.Tensor]] = [
+        lambda layer=layer: layer(x)
+        for layer in (bm.nn.Int8Linear.from_float(linear), bm.nn.Int8WeightOnlyLinear.from_float(linear),
+                      bm.nn.BinaryCodedLinear.from_float(linear))
+    ]  # fmt: skip
+    calls.append(lambda: bm.functional.fused_dropout_norm(x, P, seed=seed)[0])
+    with torch.inference_mode():
+        for i, call in enumerate(calls):
+            expected = call()
+            torch.cuda.synchronize()
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):
+                out = call()
+            graph.replay()
+            assert torch.equal(out, expected), f"call {i}: the replay differs"
+
+
+def check_many_calls() -> None:
+    """Memory does not grow."""
+    import torch
+    from bigmodel_ext import functional as F
+
+    x = torch.randn(64, 256, device="cuda")
+    for count in (100, 10_000):
+        for _ in range(count):
+            F.fused_dropout_norm(x, P)
+        torch.cuda.synchronize()
+        if count == 100:
+            before = torch.cuda.memory_reserved()
+    assert torch.cuda.memory_reserved() == before, "memory grew"
+
+
+def _to_device(args: tuple[Any, ...]) -> tuple[Any, ...]:
+    import torch
+
+    return tuple(a.cuda() if isinstance(a, torch.Tensor) else a for a in args)
+
+
 CHECKS: tuple[Callable[[], None], ...] = (
     check_gradients,
     check_masks,
@@ -153,6 +244,10 @@ CHECKS: tuple[Callable[[], None], ...] = (
     check_side_stream,
     check_graph_capture,
     check_errors,
+    check_norm,
+    check_small_batches,
+    check_capture,
+    check_many_calls,
 )
 
 
