@@ -15,6 +15,8 @@ BACKEND_TESTS := tests/test_quantize_rows.py tests/test_int8_mm.py tests/test_in
   tests/test_sparse_linear.py tests/test_sparse_linear_input.py tests/test_int8_sparse_linear.py tests/test_fused_dropout.py \
   tests/test_fused_dropout_mask.py tests/test_fused_dropout_norm.py tests/test_block_sparse_linear.py \
   tests/test_semi_sparse_linear.py
+# And those that take other kernels on devices before Hopper.
+EMULATED_TESTS_80 := tests/test_int8_mm.py tests/test_int8_linear.py tests/test_int8_static.py
 SOURCES := $(shell find csrc python -type f -not -name '*.pyc' 2>/dev/null) CMakeLists.txt pyproject.toml
 
 .PHONY: demo build test test-emulated test-interpret test-codegen gpu-check figures quality test-isa test-long test-install test-wheel asan bench plot lint format hooks clean
@@ -51,6 +53,7 @@ test: build test-emulated test-interpret
 # The CUDA kernels without a GPU: their own sources, compiled for the emulator (csrc/emulator).
 test-emulated: build
 	BIGMODEL_BACKEND=emulated $(BIN)/python -m pytest -m "not long" $(BACKEND_TESTS) tests/test_int8_semi_sparse_linear.py
+	BIGMODEL_BACKEND=emulated BIGMODEL_EMULATED_ARCHITECTURE=80 $(BIN)/python -m pytest -m "not long" $(EMULATED_TESTS_80)
 
 # Triton's kernels without a GPU, in its interpreter, at small sizes.
 test-interpret: build
