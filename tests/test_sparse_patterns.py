@@ -90,6 +90,28 @@ def test_another_tensor_in_the_place_of_crow(native):
         product(native, torch.ones(3, K).bfloat16(), values, wrong, col)
 
 
+@pytest.mark.parametrize("panel", [128, 64])
+def test_damaged_indices_are_refused(native, panel):
+    """And nothing is kept of them: refused again."""
+    torch.manual_seed(0)
+    values, crow, col, order = csr.pack_sorted(sparse_weight(N, K, 0.3).bfloat16(), panel=panel)
+    x = torch.randn(3, K).bfloat16()
+    for wrong in (torch.full_like(col, panel - 1), torch.full_like(col, 255), col.flip(0)):
+        for _ in range(2):
+            with pytest.raises(ValueError, match=r"col or order names|a column twice in one row"):
+                product(native, x, values, crow, wrong, order, panel)
+    for wrong in (torch.full_like(order, 511), torch.full_like(order, -1), torch.zeros_like(order)):
+        with pytest.raises(ValueError, match="col or order names"):
+            product(native, x, values, crow, col, wrong, panel)
+    for wrong, message in ((crow + 1, "begin with 0, got 1"), (crow * 2, "end with the number"), (-crow, "end with")):
+        with pytest.raises(ValueError, match=message):
+            product(native, x, values, wrong, col, order, panel)
+    falling = crow.clone()
+    falling[5] = crow[7]
+    with pytest.raises(ValueError, match=r"crow must not decrease, got .* at index 6"):
+        product(native, x, values, falling, col, order, panel)
+
+
 def test_freed_with_the_pattern_or_when_told(native):
     weight, values, crow, col, _ = packed()
     assert sparse_patterns.nbytes(col) == 0
