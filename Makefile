@@ -17,7 +17,7 @@ BACKEND_TESTS := tests/test_quantize_rows.py tests/test_int8_mm.py tests/test_in
   tests/test_int8_weight_only_linear.py tests/test_binary_coded_linear.py tests/test_binary_coded_gradients.py \
   tests/test_sparse_linear.py tests/test_sparse_linear_input.py tests/test_int8_sparse_linear.py tests/test_fused_dropout.py \
   tests/test_fused_dropout_mask.py tests/test_fused_dropout_norm.py tests/test_block_sparse_linear.py \
-  tests/test_semi_sparse_linear.py
+  tests/test_semi_sparse_linear.py tests/test_int8_semi_sparse_linear.py
 # And those that take other kernels on devices before Hopper.
 EMULATED_TESTS_80 := tests/test_int8_mm.py tests/test_int8_linear.py tests/test_int8_static.py
 SOURCES := $(shell find csrc python -type f -not -name '*.pyc' 2>/dev/null) CMakeLists.txt pyproject.toml
