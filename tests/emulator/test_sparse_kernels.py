@@ -48,7 +48,7 @@ def check(native, kernels, m, n, k, sparsity, dtype, values_dtype=None, panel=12
 @pytest.mark.parametrize("m", [1, 2, 3, 4, 5, 7, 8])
 @pytest.mark.parametrize("dtype", [BF16, F16])
 def test_masks_with_few_rows(emulated, m, dtype):
-    """Eight rows to a block, eight units under way, 32 units to a lane's load."""
+    """Eight rows to a block, 1024 columns of W to a step, one step ahead."""
     kernels = {"sparse_bits", "sparse_tiles"}
     for n, k in ((7, 128), (8, 129), (9, 131), (3, 8 * 128), (2, 9 * 128 - 1), (1, 33 * 128 + 4), (2, 130)):
         check(emulated, kernels, m, n, k, 0.4, dtype, offset=(n + k) % 8)
