@@ -2,21 +2,24 @@
 PYTHON ?= python3
 VENV ?= .venv
 TORCH ?= torch==2.13.0
+TRITON ?= triton==3.6.0
 BIN := $(VENV)/bin
 OP_TESTS := tests/test_quantize_rows.py tests/test_int8_mm.py tests/test_int8_linear.py tests/test_int8_static.py tests/test_int8_weight_only_linear.py tests/test_binary_coded_linear.py tests/test_binary_coded_gradients.py tests/test_binary_coded_format.py tests/test_sparse_linear.py \
   tests/test_sparse_linear_input.py tests/test_int8_sparse_linear.py tests/test_fused_dropout.py \
   tests/test_fused_dropout_mask.py tests/test_fused_dropout_norm.py tests/test_philox.py tests/test_formats.py tests/test_int8_conv2d.py \
   tests/test_sparse_conv2d.py tests/test_block_sparse_linear.py tests/test_semi_sparse_linear.py tests/test_block_formats.py \
-  tests/test_block_layers.py tests/test_ising.py
-# Op tests that every kernel backend passes: the CUDA kernels' sources on the emulator run them here.
-EMULATED_TESTS := tests/test_fused_dropout.py tests/test_fused_dropout_mask.py tests/test_fused_dropout_norm.py \
-  tests/test_int8_weight_only_linear.py tests/test_binary_coded_linear.py \
-  tests/test_quantize_rows.py tests/test_int8_mm.py tests/test_int8_linear.py tests/test_int8_static.py \
-  tests/test_sparse_linear.py tests/test_sparse_linear_input.py tests/test_int8_sparse_linear.py \
-  tests/test_block_sparse_linear.py tests/test_semi_sparse_linear.py
+  tests/test_block_layers.py tests/test_ising.py tests/test_int8_semi_sparse_linear.py
+# Op tests that the kernels of every backend pass: CUDA's on the emulator and Triton's in its interpreter too.
+BACKEND_TESTS := tests/test_quantize_rows.py tests/test_int8_mm.py tests/test_int8_linear.py tests/test_int8_static.py \
+  tests/test_int8_weight_only_linear.py tests/test_binary_coded_linear.py tests/test_binary_coded_gradients.py \
+  tests/test_sparse_linear.py tests/test_sparse_linear_input.py tests/test_int8_sparse_linear.py tests/test_fused_dropout.py \
+  tests/test_fused_dropout_mask.py tests/test_fused_dropout_norm.py tests/test_block_sparse_linear.py \
+  tests/test_semi_sparse_linear.py
+# And those that take other kernels on devices before Hopper.
+EMULATED_TESTS_80 := tests/test_int8_mm.py tests/test_int8_linear.py tests/test_int8_static.py
 SOURCES := $(shell find csrc python -type f -not -name '*.pyc' 2>/dev/null) CMakeLists.txt pyproject.toml
 
-.PHONY: demo build test test-emulated test-codegen gpu-check figures quality test-isa test-long test-install test-wheel asan bench plot lint format hooks clean
+.PHONY: demo build test test-emulated test-interpret test-codegen gpu-check figures quality test-isa test-long test-install test-wheel asan bench plot lint format hooks clean
 .DELETE_ON_ERROR:
 
 # Torch first and pinned: a plain `torch` pulls gigabytes of CUDA on Linux.
@@ -25,6 +28,8 @@ $(VENV)/.deps: pyproject.toml
 	$(BIN)/pip install --quiet --disable-pip-version-check $(TORCH)
 	$(BIN)/pip install --quiet --disable-pip-version-check "scikit-build-core>=0.11" "pybind11>=2.13" ninja cmake \
 	  safetensors packaging scikit-learn kornia matplotlib rich pytest hypothesis ruff mypy "clang-format>=18" pre-commit torch-pruning constriction accelerate
+# Triton 3.6's interpreter needs numpy < 2.4. Where there is no Triton, what needs it says so and passes.
+	-test "$$(uname -sm)" != "Linux x86_64" || $(BIN)/pip install --quiet --disable-pip-version-check $(TRITON) "numpy<2.4"
 	touch $@
 
 # Incremental: the build folder is kept between runs.
@@ -42,12 +47,19 @@ demo: build
 demo-seeds: build
 	$(BIN)/python bench/five_seeds.py
 
-test: build test-emulated
+test: build test-emulated test-interpret
 	$(BIN)/python -m pytest -m "not long"
 
 # The CUDA kernels without a GPU: their own sources, compiled for the emulator (csrc/emulator).
 test-emulated: build
-	BIGMODEL_BACKEND=emulated $(BIN)/python -m pytest -m "not long" $(EMULATED_TESTS)
+	BIGMODEL_BACKEND=emulated $(BIN)/python -m pytest -m "not long" $(BACKEND_TESTS) tests/test_int8_semi_sparse_linear.py
+	BIGMODEL_BACKEND=emulated BIGMODEL_EMULATED_ARCHITECTURE=80 $(BIN)/python -m pytest -m "not long" $(EMULATED_TESTS_80)
+
+# Triton's kernels without a GPU, in its interpreter, at small sizes.
+test-interpret: build
+	if $(BIN)/python -c "import triton"; then \
+	  TRITON_INTERPRET=1 BIGMODEL_BACKEND=triton OMP_NUM_THREADS=1 $(BIN)/python -m pytest -W ignore -m "not long" $(BACKEND_TESTS) tests/test_triton.py; \
+	else echo "test-interpret: triton can't be had on this platform, nothing is tested"; fi
 
 # What nvcc and Triton make of all kernels for all architectures; skipped, with the reason, where they are not found.
 test-codegen: build
@@ -80,13 +92,18 @@ test-wheel: $(VENV)/.deps
 	$(OTHER_VENV)/bin/python -m pytest -m "not long" $(OP_TESTS)
 
 # The op tests on an AddressSanitizer + UndefinedBehaviorSanitizer build; leaks are the interpreter's own. What the
-# sanitizers say before they end the process goes straight to standard error, which pytest must not hold back.
+# sanitizers say before they end the process goes straight to standard error, which pytest must not hold back. The CUDA
+# kernels too, on the emulator: their accesses beyond tensors and shared variables are told with the kernel's line.
+ASAN := PYTHONPATH=build/asan-site ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
+  LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so.6)"
 asan: $(VENV)/.deps
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps --upgrade --target build/asan-site \
 	  --config-settings=cmake.define.BIGMODEL_SANITIZE=ON --config-settings=cmake.define.BIGMODEL_CUDA=OFF \
+	  --config-settings=cmake.define.BIGMODEL_EMULATE=ON \
 	  --config-settings=build-dir=build/asan .
-	PYTHONPATH=build/asan-site ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so.6)" \
-	  $(BIN)/python -m pytest --capture=sys -m "not long" -k "not compile" $(OP_TESTS)
+	$(ASAN) $(BIN)/python -m pytest --capture=sys -m "not long" -k "not compile" $(OP_TESTS)
+	$(ASAN) BIGMODEL_BACKEND=emulated $(BIN)/python -m pytest --capture=sys -m "not long" -k "not compile" $(BACKEND_TESTS)
+	$(ASAN) $(BIN)/python -m pytest --capture=sys -m "not long" tests/emulator
 
 # What `make bench` compares with; not needed by anything else.
 $(VENV)/.peers: $(VENV)/.deps

@@ -53,6 +53,7 @@ LINEARS = {
     "int8_weight_only": lambda **kw: bm.nn.Int8WeightOnlyLinear.from_float(dense(**kw)),
     "sparse": lambda **kw: bm.nn.SparseLinear.from_dense(dense(**kw)),
     "int8_sparse": lambda **kw: bm.nn.Int8SparseLinear.from_dense(dense(**kw)),
+    "int8_semi_sparse": lambda **kw: bm.nn.Int8SemiSparseLinear.from_dense(dense_two_four(**kw)),
     "block_sparse": lambda **kw: bm.nn.BlockSparseLinear.from_dense(dense_blocks(**kw), blocksize=16),
     "semi_sparse": lambda **kw: bm.nn.SemiSparseLinear.from_dense(dense_two_four(**kw)),
 }
@@ -63,6 +64,7 @@ FRESH = {
     "int8_weight_only": lambda **kw: bm.nn.Int8WeightOnlyLinear(IN, OUT, **kw),
     "sparse": lambda **kw: bm.nn.SparseLinear(IN, OUT, **kw),
     "int8_sparse": lambda **kw: bm.nn.Int8SparseLinear(IN, OUT, **kw),
+    "int8_semi_sparse": lambda **kw: bm.nn.Int8SemiSparseLinear(IN, OUT, **kw),
     "block_sparse": lambda **kw: bm.nn.BlockSparseLinear(IN, OUT, **kw),
     "semi_sparse": lambda **kw: bm.nn.SemiSparseLinear(IN, OUT, **kw),
 }

@@ -8,12 +8,13 @@ from collections.abc import Callable, Sequence
 
 import pytest
 import torch
+from shapes import EXECUTED
 
 OTHER_KERNELS = os.environ.get("BIGMODEL_BACKEND") not in (None, "", "cpu", "reference")
 # Up to so many rows of x what is not stored sees nothing; in the dense tiles of GPU kernels, for more, it is 0.
 WITHOUT_TILES = 8 if OTHER_KERNELS else sys.maxsize
 SPARSITIES = (0.0, 0.5, 0.9, 1.0)
-PANELS = (1, 64, 128, 256)
+PANELS = (16, 64, 128, 256) if EXECUTED else (1, 64, 128, 256)  # of one column: many loops
 
 
 def sparse_weight(n: int, k: int, sparsity: float) -> torch.Tensor:

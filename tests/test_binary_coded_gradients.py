@@ -42,6 +42,7 @@ def test_gradients():
             torch.testing.assert_close(got.double(), want, rtol=2e-3, atol=1e-3 * want.abs().max().item())
 
 
+@pytest.mark.cpu_only(reason="trains for many steps")
 def test_fine_tuning_the_scales_lowers_the_loss():
     linear, x = nn.Linear(64, 32), torch.randn(256, 64)
     layer = bm.nn.BinaryCodedLinear.from_float(linear, bits=2, group_size=64)

@@ -110,6 +110,7 @@ def test_largest_k(float_isa):
         ours(x, packed, scales, None, 3, group_size)
 
 
+@pytest.mark.cpu_only(reason="threads that share one call's work")
 @pytest.mark.parametrize(("m", "n", "k"), [(1, 2000, 600), (70, 300, 500), (9, 200, 5000)])
 def test_threads_agree(float_isa, threads, m, n, k):
     """The work is divided by rows and by outputs; the last in several blocks of rows and pieces of K."""

@@ -60,6 +60,7 @@ def test_sparsities_and_sizes(float_isa, sparsity, size):
         check_forward_and_gradients(m, 70, 300, sparsity, size, torch.float32)
 
 
+@pytest.mark.cpu_only(reason="sizes at which the CPU's kernels divide their work")
 @pytest.mark.parametrize("size", SIZES)
 def test_more_blocks_than_a_pass_takes(float_isa, size):
     check_forward_and_gradients(5, size, (131072 // size**2 // 4 * 2 + 3) * size, 0.0, size, torch.float32)
@@ -72,6 +73,7 @@ def test_values_of_x_dtype(float_isa, dtype, size):
         check_forward_and_gradients(m, 50, 270, 0.6, size, dtype, values_dtype=dtype)
 
 
+@pytest.mark.cpu_only(reason="threads that share one call's work")
 def test_threads_and_runs_are_bit_equal(float_isa):
     packed = block_sparse.pack(square_block_weight(331, 517, 0.6, 16), blocksize=16)
     for m in (1, 3, 48, 200):
@@ -127,7 +129,7 @@ def test_what_lies_beyond_the_weight_stays_zero(float_isa):
         assert (dvalues[3, :5, :4].isnan() if math.isnan(bad) else dvalues[3, :5, :4] == 5 * bad).all()
 
 
-@pytest.mark.cpu_only("a device's indices are not read before a launch: see test_cuda_sparse")
+@pytest.mark.cpu_only("a device's indices are not read before a launch: see emulator/test_sparse_products.py")
 @pytest.mark.parametrize(
     ("crow", "col", "message"),
     [

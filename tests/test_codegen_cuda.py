@@ -10,9 +10,21 @@ from cuda_codegen import ARCHITECTURES, NVCC, SOURCES, compile_source, why_no_di
 
 pytestmark = pytest.mark.skipif(NVCC is None, reason="nvcc is not on PATH")
 
+_STAGES = ("LDGSTS.E.BYPASS.128", "LDSM.16.M88.4")  # asynchronous copies, and fragments by ldmatrix
+
 # By the beginning of a source's name: the most registers, and instructions of which there must be some.
 GATES = {
     "fused_dropout_norm_": (128, ("LDG.E.128.CONSTANT", "STG.E.128", "LDS.128")),
+    "semi_sparse_linear_bf16": (255, ("HMMA.SP.16832.F32.BF16", *_STAGES, "LDSM.16.MT88.4")),
+    "semi_sparse_linear_f16": (255, ("HMMA.SP.16832.F32", *_STAGES, "LDSM.16.MT88.4")),
+    "semi_sparse_linear_f32": (96, ("FFMA", "LDS.128")),
+    "int8_semi_sparse_linear": (255, ("IMMA.SP.16864.S8.S8", *_STAGES)),
+    "block_product_f32": (168, ("FFMA", "LDGSTS.E.BYPASS.128")),
+    "block_product_f16": (200, ("HMMA.16816.F32", *_STAGES, "LDSM.16.MT88.4")),
+    "block_product_": (200, ("HMMA.16816.F32.BF16", *_STAGES, "LDSM.16.MT88.4")),
+    "sampled_product_f32": (168, ("FFMA", "LDGSTS.E.BYPASS.128")),
+    "sampled_product_f16": (168, ("HMMA.16816.F32", "LDGSTS.E.BYPASS.128", "LDSM.16.MT88.4")),
+    "sampled_product_": (168, ("HMMA.16816.F32.BF16", "LDGSTS.E.BYPASS.128", "LDSM.16.MT88.4")),
     "fused_dropout_": (96, ("LDG.E.128.CONSTANT", "STG.E.128")),
     "int8_weight_only_linear_f16": (128, ("LDG.E.NA.128.CONSTANT", "HMMA.16816.F32")),
     "int8_weight_only_linear_": (128, ("LDG.E.NA.128.CONSTANT", "HMMA.16816.F32.BF16")),

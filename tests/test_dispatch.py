@@ -118,6 +118,21 @@ class TestBackend:
             assert error.startswith("RuntimeError: BIGMODEL_BACKEND=cuda can't be had")
 
     @pytest.mark.skipif(not _native.has_emulated(), reason="built without BIGMODEL_EMULATE")
+    def test_emulated_architecture(self):
+        code = """
+            import torch
+            from bigmodel_ext import _native, functional as F
+            F.int8_mm(torch.ones(20, 16, dtype=torch.int8), torch.ones(3, 16, dtype=torch.int8))
+            print(_native.load_emulated().take_reports()[0]["kernel"])
+        """
+        for architecture, kernel in (("", "int8_wgmma"), ("90", "int8_wgmma"), ("80", "int8_tiles")):
+            env = {"BIGMODEL_BACKEND": "emulated", "BIGMODEL_EMULATED_ARCHITECTURE": architecture}
+            assert python(code, **env)[:2] == (0, kernel)
+        status, _, error = python(code, BIGMODEL_BACKEND="emulated", BIGMODEL_EMULATED_ARCHITECTURE="8.0")
+        assert status != 0
+        assert "BIGMODEL_EMULATED_ARCHITECTURE must be 75, 80, 86, 89, 90 or 100, got '8.0'" in error
+
+    @pytest.mark.skipif(not _native.has_emulated(), reason="built without BIGMODEL_EMULATE")
     def test_emulated(self):
         code = """
             import torch

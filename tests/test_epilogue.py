@@ -18,7 +18,7 @@ raw = torch.ops.bigmodel_ext
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 NAMES = ACTIVATIONS[1:]
 EXACT = ("relu", "leaky_relu")  # no rounding but the contract's
-ACTIVATED = ("int8", "binary_coded", "sparse", "int8_sparse")
+ACTIVATED = ("int8", "binary_coded", "sparse", "int8_sparse", "int8_semi_sparse")
 
 
 def weights(n, k, density=0.3):

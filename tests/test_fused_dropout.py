@@ -191,6 +191,7 @@ def test_gradcheck(activation):
     assert torch.autograd.gradcheck(f, (x, bias, residual))
 
 
+@pytest.mark.cpu_only(reason="stores past the caches")
 def test_streaming_stores(float_isa):
     # Past the size where outputs bypass the caches: the same bits as in pieces below it, and a ragged end.
     x = torch.randn((8 << 20) + 13)

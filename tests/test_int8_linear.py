@@ -61,6 +61,7 @@ def test_largest_k(isa):
     check(x, weight, torch.tensor([1.0, 2.0, 3.0]), None)
 
 
+@pytest.mark.cpu_only(reason="threads that share one call's work")
 @pytest.mark.parametrize(
     ("m", "n", "k"), [(1, 2000, 600), (700, 64, 257), (700, 200, 129), (40, 900, 2500), (450, 140, 2500)]
 )
@@ -202,6 +203,7 @@ def test_gradient(dtype, packed):
         assert_as_accurate(ours.grad, theirs.grad, exact_one.grad)
 
 
+@pytest.mark.cpu_only(reason="the interpreter and the emulator run one call at a time")
 def test_concurrent_calls(isa):
     shapes = [(1, 70, 40), (90, 130, 300), (7, 64, 2100), (130, 200, 64)] * 2
     work = [make(*shape) for shape in shapes]

@@ -52,6 +52,7 @@ def test_k_too_large(device):
         F.int8_mm(a, a)
 
 
+@pytest.mark.cpu_only(reason="threads that share one call's work")
 @pytest.mark.parametrize(
     ("m", "n", "k"), [(1, 2000, 600), (700, 64, 257), (700, 200, 129), (40, 900, 2500), (450, 140, 2500)]
 )
@@ -91,6 +92,7 @@ def test_bad_input(device):
         F.int8_mm(good, good[:, :2])
 
 
+@pytest.mark.cpu_only(reason="the interpreter and the emulator run one call at a time")
 def test_concurrent_calls(isa):
     """Working memory is per thread: callers of different sizes do not disturb each other."""
     pairs = [(int8(m, k), int8(n, k)) for m, n, k in [(1, 70, 40), (90, 130, 300), (7, 64, 2100), (130, 200, 64)] * 2]

@@ -86,6 +86,7 @@ def test_extremes_at_the_longest_row(isa, m, sign):
         F.int8_sparse_linear(torch.ones(1, k + 1), **w)
 
 
+@pytest.mark.cpu_only(reason="threads that share one call's work")
 def test_threads_and_runs_are_bit_equal(isa):
     weight = int8_block_weight(331, 517, 0.7)
     w = packed_weight(weight, 128)
@@ -103,6 +104,7 @@ def test_threads_and_runs_are_bit_equal(isa):
         torch.set_num_threads(before)
 
 
+@pytest.mark.cpu_only(reason="the interpreter and the emulator run one call at a time")
 def test_python_threads_at_once():
     cases = []
     for seed in range(8):
@@ -150,6 +152,7 @@ def test_wrong_columns_stay_inside(isa, m):
             assert F.int8_sparse_linear(x, **{**w, "col": col}).shape == (m, 30)
 
 
+@pytest.mark.cpu_only(reason="to look at indices would wait for the device")
 def test_damaged_crow_is_refused(isa):
     w = packed_weight(torch.ones((3, 4), dtype=torch.int8), 8)
     for crow, message in (

@@ -78,6 +78,7 @@ def test_special_scales(isa):
         assert _reference.int8_linear(*args, "none", torch.tensor(s)).isnan().all()
 
 
+@pytest.mark.cpu_only(reason="sizes at which the CPU's kernels divide their work")
 def test_many_blocks_threads_and_activation(isa, threads):
     for m, n, k in ((700, 64, 257), (40, 900, 2500)):
         check(*make(m, n, k), torch.tensor(0.02))
@@ -120,6 +121,7 @@ def test_layer_state_and_casts():
             bm.nn.Int8Linear.from_float(dense(), input_scale=bad)
 
 
+@pytest.mark.cpu_only(reason="measures speed")
 def test_checkpoint_and_explain(tmp_path):
     make_model = lambda: nn.Sequential(nn.Linear(37, 70), nn.ReLU(), nn.Linear(70, 5))  # noqa: E731
     model, x = make_model(), torch.randn(5, 37)

@@ -43,6 +43,7 @@ def test_state_dicts_do_not_depend_on_packing():
     assert set(LINEARS["sparse"]().state_dict()) == {"values", "crow", "col", "bias"}
     assert set(LINEARS["block_sparse"]().state_dict()) == {"values", "crow", "col", "bias"}
     assert set(LINEARS["semi_sparse"]().state_dict()) == {"values", "index", "bias"}
+    assert set(LINEARS["int8_semi_sparse"]().state_dict()) == {"values", "index", "weight_scale", "bias"}
     assert set(LINEARS["int8_sparse"]().state_dict()) == {"values", "crow", "col", "weight_scale", "bias"}
 
 
@@ -72,7 +73,7 @@ def test_int8_scale_stays_float32_when_assigned():
 def test_a_state_dict_that_does_not_fit(kind):
     state = LINEARS[kind]().state_dict()
     int8 = dict.fromkeys(("int8", "int8_static", "int8_weight_only"), "weight_q")
-    name = {**int8, "binary_coded": "signs", "semi_sparse": "index"}.get(kind, "col")
+    name = {**int8, "binary_coded": "signs", "semi_sparse": "index", "int8_semi_sparse": "index"}.get(kind, "col")
     with pytest.raises(RuntimeError, match=rf"Missing key.*{name}"):
         FRESH[kind]().load_state_dict({k: v for k, v in state.items() if k != name})
     with pytest.raises(RuntimeError, match=r"Unexpected key.*other"):

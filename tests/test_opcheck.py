@@ -35,6 +35,10 @@ def _two_four(dtype, grad):
     return values.requires_grad_(grad), index
 
 
+def _int8_two_four():
+    return two_four.pack_int8(_int8() * (torch.arange(K) % 4 > 1))
+
+
 def _codes():
     return torch.randint(0, 4, (N, K), dtype=torch.uint8)
 
@@ -170,6 +174,10 @@ SAMPLES = {
     "semi_sparse_linear_grad_values": lambda dtype, grad: {
         "": (_matrix(dtype, columns=N), _matrix(dtype), *_two_four(dtype, False)[1:])
     },
+    "int8_semi_sparse_linear": lambda dtype, grad: {
+        name: (_matrix(dtype, grad=grad), *_int8_two_four(), torch.rand(N) * 0.01, bias, *rest)
+        for name, bias, rest in (("bias", _bias(grad), ()), ("no bias", None, ()), ("act", _bias(grad), ("silu",)))
+    },
     "int8_sparse_linear": lambda dtype, grad: {
         name: (_matrix(dtype, grad=grad), *b[:3], torch.rand(N) * 0.01, b[3], bias, block.PANEL, *rest)
         for name, bias, rest in (("bias", _bias(grad), ()), ("no bias", None, ()), ("act", _bias(grad), (None, "silu")))
@@ -211,6 +219,7 @@ DIFFERENTIABLE = (
     "binary_coded_linear",
     "int8_conv2d",
     "int8_sparse_linear",
+    "int8_semi_sparse_linear",
     *IN_FLOAT64,
 )
 CASES = [
@@ -269,6 +278,8 @@ def test_gradients_in_float64_or_by_formula(op):
         elif op == "binary_coded_linear":
             signs, alpha = binary_coded.from_panels(args[1], N, K, 16), binary_coded.scales_from_panels(args[2], N)
             weight, scale, bias = binary_coded.decode(signs, alpha, K, 16), torch.ones(N), args[3]
+        elif op == "int8_semi_sparse_linear":
+            weight, scale, bias = two_four.unpack_int8(*args[1:3], N, K), args[3], args[4]
         else:
             weight, scale, bias = block.unpack(*args[1:4], N, K), args[4], args[6]
         y = overload(*args)

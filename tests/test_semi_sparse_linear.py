@@ -57,6 +57,7 @@ def test_values_of_x_dtype(float_isa, dtype, m):
     check_forward_and_gradients(m, 50, 270, 0.2, dtype, values_dtype=dtype)
 
 
+@pytest.mark.cpu_only(reason="sizes at which the CPU's kernels divide their work")
 @pytest.mark.parametrize("m", [5, 70])
 def test_more_tiles_than_a_pass_takes(float_isa, m):
     check_forward_and_gradients(m, 34, 67 * 32 + 5, 0.0, torch.float32)
@@ -74,6 +75,7 @@ def test_each_of_the_six_patterns(float_isa, pair, m):
     assert torch.equal(F.semi_sparse_linear(x, *two_four.pack(weight), out_features=33), x @ weight.T)
 
 
+@pytest.mark.cpu_only(reason="threads that share one call's work")
 def test_threads_and_runs_are_bit_equal(float_isa):
     packed = two_four.pack(two_four_weight(331, 517))
     for m in (1, 3, 48, 200):

@@ -113,6 +113,7 @@ def test_special_numbers_in_runs_of_rows(isa, length, special):
         assert torch.equal(y[1].isfinite(), weight[:, 0] == 0)
 
 
+@pytest.mark.cpu_only(reason="threads that share one call's work")
 @pytest.mark.parametrize("sorted_rows", [False, True])
 def test_threads_and_runs_are_bit_equal(isa, sorted_rows):
     weight = sparse_weight(331, 517, 0.7)
@@ -133,6 +134,7 @@ def test_threads_and_runs_are_bit_equal(isa, sorted_rows):
         assert_bit_equal_for_any_threads(run, runs=10)
 
 
+@pytest.mark.cpu_only(reason="the interpreter and the emulator run one call at a time")
 def test_python_threads_at_once():
     def one(seed):
         g = torch.Generator().manual_seed(seed)

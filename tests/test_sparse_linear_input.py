@@ -57,6 +57,7 @@ def every_op(x, values, crow, col, n=4, k=6, panel=8):
     )
 
 
+@pytest.mark.cpu_only(reason="to look at indices would wait for the device")
 @pytest.mark.parametrize(
     ("crow", "message"),
     [
@@ -76,6 +77,7 @@ def test_damaged_crow_is_refused(isa, crow, message):
             call()
 
 
+@pytest.mark.cpu_only(reason="to look at indices would wait for the device")
 def test_a_row_longer_than_a_panel_is_refused(isa):
     crow, col = torch.tensor([0, 600, 600, 600, 600], dtype=torch.int32), torch.zeros(600, dtype=torch.uint8)
     for m in (1, 4):

@@ -2,6 +2,7 @@
 
 import re
 import subprocess
+import tempfile
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -54,9 +55,7 @@ class Launch:
         return ASTSource(self.kernel, signature, constants, attributes)
 
     def compiled(self, target: str) -> "Compiled":
-        options = {
-            "num_warps": self.config.num_warps, "num_stages": self.config.num_stages, "enable_fp_fusion": False,
-        }  # fmt: skip
+        options = self.config.options(target)
         return Compiled(triton.compile(self.source(), target=TARGETS[target], options=options), target)
 
 
@@ -79,8 +78,6 @@ class Compiled:
         return {name: int(n) for name, n in re.findall(r"(\w+):(\d+)", self._tool("cuobjdump", "-res-usage"))}
 
     def _tool(self, name: str, *options: str) -> str:
-        import tempfile
-
         with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
             file.write(self.kernel.asm["cubin"])
             file.flush()

@@ -34,7 +34,7 @@ struct ProductTile {
   static constexpr int kWeights = kRows * 128, kIndex = kWeights + kTiles * kTileValues;
   static constexpr int kStageBytes = kSemi ? kIndex + kTiles * 128 : kWeights + kDenseBytes;
   static constexpr int kStages = kFew ? 4 : 3, kDense = kStages * kStageBytes;  // where 2:4 weights become dense
-  using Sums = StagedSums<kRows, kSize, kSize + 8, kSlices>;
+  using Sums = StagedSums<float, kRows, kSize, kSize + 8, kSlices>;
   static constexpr int kStagesBytes = kDense + (kSemi ? kDenseBytes : 0);
   static constexpr int kBytes = kStagesBytes > Sums::kBytes ? kStagesBytes : Sums::kBytes;
   static_assert(!kSemi || (kBack && kSize == 64), "2:4 weights are multiplied forward by mma.sp.");

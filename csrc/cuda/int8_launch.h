@@ -30,8 +30,9 @@ void launch_int8_tiles(Int8Tile tile, const Int8Operands& o, const Int8Result& r
 
 // int8_tiles_sm90.cu, compute capability 9.0: any M, N and K > 0 with width 16. Swapped, N is divided into pieces of
 // what is said of M and the other way round.
-enum class Int8Wgmma : int { swapped, medium, large };
-constexpr TileSize kWgmmaSizes[] = {{64, 128, 128}, {128, 128, 128}, {128, 256, 128}};
+enum class Int8Wgmma : int { swapped, medium, large, largest };
+constexpr int kWgmmaTiles = 4;
+constexpr TileSize kWgmmaSizes[kWgmmaTiles] = {{64, 128, 128}, {128, 128, 128}, {128, 256, 128}, {256, 192, 128}};
 void launch_int8_wgmma(Int8Wgmma tile, const Int8Operands& o, const Int8Result& r, int splits, int multiprocessors,
                        cudaStream_t stream);
 

@@ -1,5 +1,6 @@
 // 16 bytes of a row of int8, of which `valid` exist (any number: none if it is not positive); zeros for the others.
-// kWidth is what the address is a multiple of: 16 one load, 4 four, 1 sixteen.
+// kWidth is what the address is a multiple of, 16, 4 or 1, and so the bytes of a load. Rows end at multiples of it:
+// what is one load is wholly in the row or behind it.
 #pragma once
 
 #include "device.h"
@@ -9,10 +10,7 @@
 namespace bigmodel {
 namespace {
 
-__device__ __forceinline__ int clamped_bytes(int valid, int most) { return min(max(valid, 0), most); }
-
-// To registers. kStream: read once, past the L1 cache. 16 bytes at a time, those behind the valid ones must be zeros
-// already.
+// To registers. kStream: read once, past the L1 cache.
 template <int kWidth, bool kStream>
 __device__ __forceinline__ uint4 load_bytes(const int8_t* p, int valid) {
   uint32_t word[4] = {};
@@ -35,10 +33,10 @@ __device__ __forceinline__ uint4 load_bytes(const int8_t* p, int valid) {
 template <int kWidth>
 __device__ __forceinline__ void copy_bytes(uint32_t to, const int8_t* p, int valid) {
   if constexpr (kWidth == 16) {
-    ptx::copy_async_16(to, p, clamped_bytes(valid, 16));
+    ptx::copy_async_16(to, p, valid > 0 ? 16 : 0);
   } else if constexpr (kWidth == 4) {
 #pragma unroll
-    for (int i = 0; i < 4; ++i) ptx::copy_async_small<4>(to + 4 * i, p + 4 * i, clamped_bytes(valid - 4 * i, 4));
+    for (int i = 0; i < 4; ++i) ptx::copy_async_small<4>(to + 4 * i, p + 4 * i, valid > 4 * i ? 4 : 0);
   } else {
     ptx::store_shared_16(to, load_bytes<1, false>(p, valid));
   }

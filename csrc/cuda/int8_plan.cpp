@@ -57,7 +57,7 @@ double wgmma_clocks(const TileSize& tile, int64_t splits, const Int8Sizes& s, in
 Int8Plan plan_wgmma(const Int8Sizes& s, const Int8Device& device) {
   Int8Plan best = {Int8Kernel::wgmma_64x128, 1};
   double least = 0.0;
-  for (int i = 0; i < 3; ++i) {
+  for (int i = 0; i < kWgmmaTiles; ++i) {
     const TileSize& tile = kWgmmaSizes[i];
     if (i == 0 ? s.m > tile.m : s.m <= kWgmmaSizes[0].m) continue;
     const int64_t most = std::max<int64_t>(std::min(kMostSplits, ceil_div(s.k, tile.k) / kStepsOfSplit), 1);

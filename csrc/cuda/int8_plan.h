@@ -18,12 +18,13 @@ enum class Int8Kernel : int {
   tile_128x256,
   wgmma_64x128,
   wgmma_128x128,
-  wgmma_128x256
+  wgmma_128x256,
+  wgmma_256x192
 };
-constexpr const char* kInt8KernelNames[] = {"gemv",         "skinny_8",      "skinny_32",
-                                            "tile_64x64",   "tile_128x128",  "tile_128x256",
-                                            "wgmma_64x128", "wgmma_128x128", "wgmma_128x256"};
-constexpr int kInt8Kernels = 9;
+constexpr const char* kInt8KernelNames[] = {"gemv",          "skinny_8",     "skinny_32",    "tile_64x64",
+                                            "tile_128x128",  "tile_128x256", "wgmma_64x128", "wgmma_128x128",
+                                            "wgmma_128x256", "wgmma_256x192"};
+constexpr int kInt8Kernels = 10;
 
 struct Int8Sizes {
   int64_t m, n, k;

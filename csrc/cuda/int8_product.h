@@ -42,7 +42,7 @@ struct RowsToQuantize {
 
 struct QuantizedRows {
   int8_t* q;
-  int64_t stride;  // bytes between rows; those behind k become zero
+  int64_t stride;  // bytes between rows; nobody reads those behind k
   float* scale;
 };
 

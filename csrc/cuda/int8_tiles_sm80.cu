@@ -38,24 +38,39 @@ __device__ __forceinline__ uint32_t offset_of(int row, int chunk) {
   return static_cast<uint32_t>(row * kK + turned * 16);
 }
 
-// kRows rows of an operand from `first` on, columns k0 to k0 + kK, to shared memory; zeros outside the operand.
+// A thread's part of copying kRows rows of an operand to shared memory, a step of K at a time: a chunk in every
+// kCopyRows-th row. Zeros outside the operand.
 template <typename S, int kRows, int kWidth>
-__device__ __forceinline__ void copy_tile(const int8_t* p, int64_t stride, int first, int rows, int k0, int k,
-                                          uint32_t to) {
-  const int row = threadIdx.x / S::kChunks, chunk = threadIdx.x % S::kChunks, at = k0 + chunk * 16;
-#pragma unroll
-  for (int i = 0; i < kRows; i += S::kCopyRows) {
-    const bool inside = first + row + i < rows && at < k;
-    const int8_t* from = inside ? p + (first + row + i) * stride + at : p;
-    copy_bytes<kWidth>(to + offset_of<S::kK>(row, chunk) + i * S::kK, from, inside ? k - at : 0);
-  }
-}
+struct TileCopy {
+  const int8_t* from;  // in the step that is next
+  int64_t apart;       // bytes from one of its rows to the next
+  int left;            // bytes of K from the chunk on
+  uint32_t inside;     // bits: which of its rows are the operand's
+  uint32_t to;         // from the tile's start
 
-template <typename S, int kWidth>
-__device__ __forceinline__ void copy_stage(const Int8Operands& o, int m0, int n0, int step, uint32_t to) {
-  copy_tile<S, S::kM, kWidth>(o.a, o.a_stride, m0, o.m, step * S::kK, o.k, to);
-  copy_tile<S, S::kN, kWidth>(o.b, o.b_stride, n0, o.n, step * S::kK, o.k, to + S::kM * S::kK);
-}
+  __device__ __forceinline__ TileCopy(const int8_t* p, int64_t stride, int first, int rows, int k0, int k) {
+    const int row = threadIdx.x / S::kChunks, chunk = threadIdx.x % S::kChunks;
+    from = p + (first + row) * stride + k0 + chunk * 16;
+    apart = S::kCopyRows * stride;
+    left = k - k0 - chunk * 16;
+    to = offset_of<S::kK>(row, chunk);
+    inside = 0;
+#pragma unroll
+    for (int i = 0; i < kRows / S::kCopyRows; ++i)
+      inside |= static_cast<uint32_t>(first + row + i * S::kCopyRows < rows) << i;
+  }
+
+  __device__ __forceinline__ void next(uint32_t tile) {
+    const int8_t* p = from;
+#pragma unroll
+    for (int i = 0; i < kRows / S::kCopyRows; ++i) {
+      copy_bytes<kWidth>(tile + to + i * S::kCopyRows * S::kK, p, inside >> i & 1 ? left : 0);
+      p += apart;
+    }
+    from += S::kK;
+    left -= S::kK;
+  }
+};
 
 // A warp's sums: rows 16 i + {g, g + 8}, columns 8 j + 2 t + {0, 1} of its part of the tile.
 template <typename S>
@@ -118,7 +133,7 @@ __device__ __forceinline__ void store_tile(const Int8Operands& o, const Int8Resu
 #pragma unroll 1
     for (int row = lane / kLanesOfRow; row < 16; row += kRowsAtOnce) {
       const int m = m0 + warp / S::kWarpsN * S::kWarpM + 16 * i + row;
-      if (m >= o.m || n >= o.n) break;
+      if (m >= o.m) break;
       const int4 four = *reinterpret_cast<const int4*>(piece + row * S::kPitch + column);
       const int32_t sums[4] = {four.x, four.y, four.z, four.w};
       store_sums<4>(r, m, n, o.n, columns, x_scale_of(r, m), sums);
@@ -146,9 +161,15 @@ __global__ void __launch_bounds__(S::kThreads, S::kBlocksPerSm)
   const int first = static_cast<int>(blockIdx.y) * steps_of_split;
   const int steps = min((o.k + S::kK - 1) / S::kK - first, steps_of_split);
   const uint32_t stages = ptx::shared_address(dynamic_shared<int8_t>());
+  TileCopy<S, S::kM, kWidth> copy_a(o.a, o.a_stride, at.m, o.m, first * S::kK, o.k);
+  TileCopy<S, S::kN, kWidth> copy_b(o.b, o.b_stride, at.n, o.n, first * S::kK, o.k);
+  const auto copy_step = [&](int stage) {
+    copy_a.next(stages + stage * S::kStage);
+    copy_b.next(stages + stage * S::kStage + S::kM * S::kK);
+  };
 #pragma unroll
   for (int s = 0; s < S::kStages - 1; ++s) {
-    if (s < steps) copy_stage<S, kWidth>(o, at.m, at.n, first + s, stages + s * S::kStage);
+    if (s < steps) copy_step(s);
     ptx::commit_async();
   }
   Sums<S> sum = {};
@@ -157,8 +178,7 @@ __global__ void __launch_bounds__(S::kThreads, S::kBlocksPerSm)
   for (int s = 0; s < steps; ++s) {
     ptx::wait_async<S::kStages - 2>();
     __syncthreads();  // everybody's copies of this step are there, and nobody reads the previous one's stage any more
-    if (s + S::kStages - 1 < steps)
-      copy_stage<S, kWidth>(o, at.m, at.n, first + s + S::kStages - 1, stages + ahead * S::kStage);
+    if (s + S::kStages - 1 < steps) copy_step(ahead);
     ptx::commit_async();
     multiply_stage<S>(stages + now * S::kStage, sum);
     now = now + 1 == S::kStages ? 0 : now + 1;

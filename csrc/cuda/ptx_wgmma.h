@@ -61,10 +61,12 @@ __device__ __forceinline__ void wgmma_hold(T (&d)[kRegisters]) {
   BIGMODEL_WGMMA_32                                                                  \
   ", %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47" \
   ", %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
+#define BIGMODEL_WGMMA_96                                                            \
+  BIGMODEL_WGMMA_64                                                                  \
+  ", %64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79" \
+  ", %80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95"
 #define BIGMODEL_WGMMA_128                                                                       \
-  BIGMODEL_WGMMA_64                                                                              \
-  ", %64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79"             \
-  ", %80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95"             \
+  BIGMODEL_WGMMA_96                                                                              \
   ", %96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109, %110, %111" \
   ", %112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, %124, %125, %126, %127"
 #define BIGMODEL_WGMMA_BIND_8(c, i) \
@@ -73,6 +75,7 @@ __device__ __forceinline__ void wgmma_hold(T (&d)[kRegisters]) {
   BIGMODEL_WGMMA_BIND_8(c, i), BIGMODEL_WGMMA_BIND_8(c, i + 8), BIGMODEL_WGMMA_BIND_8(c, i + 16), \
       BIGMODEL_WGMMA_BIND_8(c, i + 24)
 #define BIGMODEL_WGMMA_BIND_64(c, i) BIGMODEL_WGMMA_BIND_32(c, i), BIGMODEL_WGMMA_BIND_32(c, i + 32)
+#define BIGMODEL_WGMMA_BIND_96(c, i) BIGMODEL_WGMMA_BIND_64(c, i), BIGMODEL_WGMMA_BIND_32(c, i + 64)
 #define BIGMODEL_WGMMA_BIND_128(c, i) BIGMODEL_WGMMA_BIND_64(c, i), BIGMODEL_WGMMA_BIND_64(c, i + 64)
 
 // d = a b, plus d if `accumulate`. registers = N / 2.
@@ -94,14 +97,17 @@ __device__ __forceinline__ void wgmma_hold(T (&d)[kRegisters]) {
                  p_name)
 BIGMODEL_WGMMA_ALL(32, "64", "%32", "%33", "%34")
 BIGMODEL_WGMMA_ALL(64, "128", "%64", "%65", "%66")
+BIGMODEL_WGMMA_ALL(96, "192", "%96", "%97", "%98")
 BIGMODEL_WGMMA_ALL(128, "256", "%128", "%129", "%130")
 #undef BIGMODEL_WGMMA_ALL
 #undef BIGMODEL_WGMMA
 #undef BIGMODEL_WGMMA_BIND_128
+#undef BIGMODEL_WGMMA_BIND_96
 #undef BIGMODEL_WGMMA_BIND_64
 #undef BIGMODEL_WGMMA_BIND_32
 #undef BIGMODEL_WGMMA_BIND_8
 #undef BIGMODEL_WGMMA_128
+#undef BIGMODEL_WGMMA_96
 #undef BIGMODEL_WGMMA_64
 #undef BIGMODEL_WGMMA_32
 

@@ -21,17 +21,24 @@ __device__ __forceinline__ uint32_t tile_offset(int row, int chunk) {
   return static_cast<uint32_t>(row * kRowBytes + (chunk ^ (row / kRowsPerLine & kMask)) * kChunk);
 }
 
-// Sums on their way to the output: float [kSlabs][kRows][kStride], row by row as the output lies. What the slabs hold
-// is added, in their order.
-template <int kRows, int kColumns, int kStride, int kSlabs>
+// Sums on their way to the output: [kSlabs][kRows][kStride], row by row as the output lies. What the slabs hold is
+// added, in their order.
+template <typename Sum, int kRows, int kColumns, int kStride, int kSlabs>
 struct StagedSums {
   static constexpr int kBytes = kSlabs * kRows * kStride * 4;
   static_assert(kStride % 4 == 0, "Rows are read in 16-byte pieces.");
 
-  float* sums;
+  Sum* sums;
 
-  __device__ __forceinline__ float* at(int slab, int row, int column) const {
+  __device__ __forceinline__ Sum* at(int slab, int row, int column) const {
     return sums + (slab * kRows + row) * kStride + column;
+  }
+
+  __device__ __forceinline__ Sum total(int row, int column) const {
+    Sum sum = *at(0, row, column);
+#pragma unroll
+    for (int s = 1; s < kSlabs; ++s) sum += *at(s, row, column);
+    return sum;
   }
 
   // To out [m][n] from (row, column) on, with bias[n] (null: none) added. All kThreads threads, after a barrier.
@@ -47,9 +54,7 @@ struct StagedSums {
       float v[kVector];
 #pragma unroll
       for (int j = 0; j < kVector; ++j) {
-        v[j] = *at(0, r, c + j);
-#pragma unroll
-        for (int s = 1; s < kSlabs; ++s) v[j] += *at(s, r, c + j);
+        v[j] = total(r, c + j);
         if (bias && column + c + j < n) v[j] += __ldg(bias + column + c + j);
       }
       T* to = out + (row + r) * n + column + c;

@@ -25,5 +25,19 @@ __device__ __forceinline__ uint32_t before_word(uint32_t counts, int w) { return
 // 0 to 31: the bits below.
 __device__ __forceinline__ uint32_t below(int bit) { return (1u << bit) - 1; }
 
+// A word of a row's mask, and where the values of its columns begin.
+struct MaskWord {
+  uint32_t first, mask;
+};
+
+// Nothing is stored in rows and units that do not exist.
+__device__ __forceinline__ MaskWord load_word(const BitsArgs& a, int64_t row, int unit, int word) {
+  if (row >= a.n || unit >= a.row_units) return {0, 0};
+  const int64_t index = row * a.row_units + unit;
+  const uint2 held = __ldg(a.units + index);
+  return {held.x + a.skip + before_word(held.y, word),
+          __ldg(reinterpret_cast<const uint32_t*>(a.masks + index) + word)};
+}
+
 }  // namespace
 }  // namespace bigmodel

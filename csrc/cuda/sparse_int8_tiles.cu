@@ -19,11 +19,6 @@ struct alignas(128) Int8TileMemory {
   uint32_t stages[kSlots][kTileRows][kWords];
 };
 
-// A word of a row's mask and where its first block's values are.
-struct MaskWord {
-  uint32_t first, mask;
-};
-
 // A warp's eight rows. Lane l holds the word of row l / 4 in step l % 4 of these four steps (a unit) and of the next.
 struct WarpBlocks {
   const BitsArgs& a;
@@ -31,14 +26,7 @@ struct WarpBlocks {
   int lane;
   MaskWord here, next;
 
-  __device__ __forceinline__ MaskWord load(int step) const {
-    const int unit = step / 4, word = lane % 4;
-    if (row + lane / 4 >= a.n || unit >= a.row_units) return {0, 0};
-    const int64_t index = (row + lane / 4) * a.row_units + unit;
-    const uint2 held = __ldg(a.units + index);
-    return {held.x + a.skip + before_word(held.y, word),
-            __ldg(reinterpret_cast<const uint32_t*>(a.masks + index) + word)};
-  }
+  __device__ __forceinline__ MaskWord load(int step) const { return load_word(a, row + lane / 4, step / 4, lane % 4); }
   static __device__ __forceinline__ MaskWord of(MaskWord held, int r, int step) {
     const int source = 4 * r + step % 4;
     return {__shfl_sync(0xffffffffu, held.first, source), __shfl_sync(0xffffffffu, held.mask, source)};

@@ -10,17 +10,12 @@
 #include "launch.h"
 #include "linear_epilogue.h"
 #include "sparse_args.h"
+#include "staged_rows.cuh"
 
 namespace bigmodel {
 namespace {
 
-constexpr int kWarps = 8, kThreads = 32 * kWarps, kRuns = 8;
-constexpr int kSharedBytes = 32 << 10;  // of activations; more of them take several passes
-
-template <typename T, int kM>
-struct alignas(kM * sizeof(T) > 16 ? 16 : kM * sizeof(T)) Column {
-  T row[kM];
-};
+constexpr int kRuns = 8;
 
 template <typename X, typename V>
 __device__ __forceinline__ void add_product(float& sum, V v, X x) {
@@ -39,11 +34,6 @@ struct SumOf<uint32_t> {
   using type = int32_t;
 };
 
-template <typename T>
-__device__ __forceinline__ T load_once(const T* p) {
-  return *p;
-}
-
 // Entry i of each run: all loads first.
 template <typename X, typename V, int kM, typename Sum>
 __device__ __forceinline__ void add_runs(const RowsArgs& a, const int2 (&run)[kRuns], const Column<X, kM>* xs, int lane,
@@ -57,7 +47,7 @@ __device__ __forceinline__ void add_runs(const RowsArgs& a, const int2 (&run)[kR
 #pragma unroll
     for (int j = 0; j < kRuns; ++j)
       if (i < run[j].y) {
-        v[j] = load_once(static_cast<const V*>(a.values) + run[j].x + i);
+        v[j] = static_cast<const V*>(a.values)[run[j].x + i];
         c[j] = __ldg(a.col + run[j].x + i);
       }
 #pragma unroll
@@ -70,22 +60,8 @@ __device__ __forceinline__ void add_runs(const RowsArgs& a, const int2 (&run)[kR
   }
 }
 
-// x's rows from m on, columns [first, first + count), transposed into xs; zeros where there are none.
-template <typename X, int kM>
-__device__ __forceinline__ void stage(const RowsArgs& a, int m, int first, int count, Column<X, kM>* xs) {
-  for (int c = threadIdx.x; c < count; c += kThreads) {
-    Column<X, kM> column = {};
-    if (first + c < a.k) {
-#pragma unroll
-      for (int i = 0; i < kM; ++i)
-        if (m + i < a.m) column.row[i] = static_cast<const X*>(a.x)[(m + i) * a.x_stride + first + c];
-    }
-    xs[c] = column;
-  }
-}
-
 template <typename X, typename V, int kM>
-__global__ void __launch_bounds__(kThreads) sparse_rows_kernel(RowsArgs a, LinearEpilogue epilogue) {
+__global__ void __launch_bounds__(kThreads, kM <= 4 ? 3 : 2) sparse_rows_kernel(RowsArgs a, LinearEpilogue epilogue) {
   using Sum = typename SumOf<V>::type;
   Column<X, kM>* xs = dynamic_shared<Column<X, kM>>();
   const int lane = threadIdx.x % 32, row = blockIdx.x * kWarps + threadIdx.x / 32, m = blockIdx.y * kM;
@@ -93,7 +69,7 @@ __global__ void __launch_bounds__(kThreads) sparse_rows_kernel(RowsArgs a, Linea
   for (int first = 0; first < a.panels; first += a.pass_panels) {
     const int end = min(first + a.pass_panels, a.panels);
     if (first) __syncthreads();
-    stage<X, kM>(a, m, first * a.panel, (end - first) * a.panel, xs);
+    stage_rows<X, kInOrder>(a, m, first * a.panel, (end - first) * a.panel, xs);
     __syncthreads();
     if (row >= a.n) continue;
     for (int p = first; p < end; p += kRuns) {
@@ -116,7 +92,7 @@ __global__ void __launch_bounds__(kThreads) sparse_rows_kernel(RowsArgs a, Linea
 template <typename X, typename V, int kM>
 void launch_columns(RowsArgs a, const LinearEpilogue& epilogue, cudaStream_t stream) {
   constexpr int kColumn = sizeof(Column<X, kM>);
-  a.pass_panels = max(1, min(a.panels, kSharedBytes / (a.panel * kColumn)));
+  a.pass_panels = max(1, min(a.panels, kStagedBytes / (a.panel * kColumn)));
   const dim3 grid((a.n + kWarps - 1) / kWarps, static_cast<unsigned>((a.m + kM - 1) / kM));
   const size_t shared = static_cast<size_t>(a.pass_panels) * a.panel * kColumn;
   launch("sparse_rows", sparse_rows_kernel<X, V, kM>, {grid, kThreads, shared, stream}, a, epilogue);

@@ -103,9 +103,10 @@ Thread* choose() {
 }
 
 void leave_to(Thread* next, Fiber& from) {
-  Fiber to = next ? block().fibers[next->id] : block().main;
-  if (next) current = next;
-  switch_fiber(from, to);
+  Block& b = block();
+  if (!next) return b.stacks.switch_to(from, FiberStacks::kNoStack, b.main);
+  current = next;
+  b.stacks.switch_to(from, static_cast<size_t>(next->id), b.fibers[next->id]);
 }
 
 // Lets others run until the current thread is ready again.
@@ -164,6 +165,7 @@ void finish_thread() {
 }
 
 void thread_main() {
+  block().stacks.entered();
   try {
     (*block().body)();
     finish_thread();
@@ -171,7 +173,7 @@ void thread_main() {
   } catch (...) {
     block().error = std::current_exception();
   }
-  switch_fiber(block().fibers[current->id], block().main);
+  leave_to(nullptr, block().fibers[current->id]);
 }
 
 // The one under way with this mask, or one that is free.
@@ -241,8 +243,7 @@ void run_block() {
   start_mbarriers();
   start_warpgroups();
   current = nullptr;
-  current = choose();
-  switch_fiber(b.main, b.fibers[current->id]);
+  leave_to(choose(), b.main);
   if (b.error) std::rethrow_exception(b.error);
   if (b.live) report_deadlock();
   check_shared();

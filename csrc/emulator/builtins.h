@@ -129,7 +129,9 @@ BIGMODEL_REDUCE(__reduce_xor_sync, bit_xor, bit_xor)
 #undef BIGMODEL_REDUCE
 
 template <typename T>
-inline T __ldg(const T* p) {
+inline T __ldg(const T* p, bigmodel_cuda::Site site = bigmodel_cuda::here()) {
+  if (reinterpret_cast<uintptr_t>(p) % alignof(T))
+    bigmodel_cuda::fail(site, "an access to an address that is not a multiple of " + std::to_string(alignof(T)));
   return *p;
 }
 inline float __uint_as_float(unsigned v) { return bigmodel_cuda::bits_as<float>(v); }

@@ -4,6 +4,8 @@
 
 #include <new>
 
+#include "sanitizer.h"
+
 #if !defined(__x86_64__)
 #include <ucontext.h>
 #endif
@@ -23,7 +25,37 @@ char* new_stack() {
   return static_cast<char*>(memory);
 }
 
+// The memory of stack i. A launch that ended with an error has left frames on it that nobody returned from.
+char* stack_memory(std::vector<char*>& stacks, size_t i) {
+  while (stacks.size() <= i) stacks.push_back(new_stack());
+  allow(stacks[i] + kGuard, kStack - kGuard);
+  return stacks[i];
+}
+
+void switch_fiber(Fiber& from, Fiber to);
+
+// The stack that was running before the first fiber: the caller's.
+const void* callers_stack = nullptr;
+size_t callers_size = 0;
+
 }  // namespace
+
+void FiberStacks::entered() {
+  const void* before = nullptr;
+  size_t size = 0;
+  enter_stack(nullptr, &before, &size);
+  for (const char* stack : stacks_)
+    if (before == stack) return;
+  callers_stack = before;
+  callers_size = size;
+}
+
+void FiberStacks::switch_to(Fiber& from, size_t i, Fiber to) {
+  void* frames = nullptr;
+  i < stacks_.size() ? leave_stack(&frames, stacks_[i], kStack) : leave_stack(&frames, callers_stack, callers_size);
+  switch_fiber(from, to);
+  enter_stack(frames, nullptr, nullptr);
+}
 
 #if defined(__x86_64__)
 
@@ -51,13 +83,15 @@ bigmodel_switch_stack:
 )");
 extern "C" void bigmodel_switch_stack(void** from, void* to);
 
+namespace {
 void switch_fiber(Fiber& from, Fiber to) { bigmodel_switch_stack(&from, to); }
+}  // namespace
 
 Fiber FiberStacks::start(size_t i, void (*entry)()) {
-  while (stacks_.size() <= i) stacks_.push_back(new_stack());
+  char* memory = stack_memory(stacks_, i);
   // What the switch pops: six registers, then the address it returns to. At a function's entry the stack is 8 bytes
   // past a multiple of 16; the null above stands for a return address.
-  void** top = reinterpret_cast<void**>(stacks_[i] + size_of_stack(i));
+  void** top = reinterpret_cast<void**>(memory + size_of_stack(i));
   *--top = nullptr;
   *--top = reinterpret_cast<void*>(entry);
   for (int r = 0; r < 6; ++r) *--top = nullptr;
@@ -66,17 +100,19 @@ Fiber FiberStacks::start(size_t i, void (*entry)()) {
 
 #else
 
+namespace {
 void switch_fiber(Fiber& from, Fiber to) {
   ucontext_t here;  // on the stack of the fiber that it saves
   from = &here;
   swapcontext(&here, static_cast<ucontext_t*>(to));
 }
+}  // namespace
 
 Fiber FiberStacks::start(size_t i, void (*entry)()) {
-  while (stacks_.size() <= i) stacks_.push_back(new_stack());
-  auto* context = new (stacks_[i] + kGuard) ucontext_t;  // at the far end, where the stack does not reach
+  char* memory = stack_memory(stacks_, i);
+  auto* context = new (memory + kGuard) ucontext_t;  // at the far end, where the stack does not reach
   getcontext(context);
-  context->uc_stack.ss_sp = stacks_[i] + 2 * kGuard;
+  context->uc_stack.ss_sp = memory + 2 * kGuard;
   context->uc_stack.ss_size = size_of_stack(i) - 2 * kGuard;
   context->uc_link = nullptr;
   makecontext(context, entry, 0);

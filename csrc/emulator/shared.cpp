@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "block.h"
+#include "sanitizer.h"
 
 namespace bigmodel::emulator {
 
@@ -49,21 +50,30 @@ const Variable& variable_of(uint32_t address, size_t bytes, Site site) {
                  "; variables lie at" + list);
 }
 
+void copy_variables(char* to, const char* from) {
+  for (const Variable& v : variables) std::memcpy(to + v.start, from + v.start, v.end - v.start);
+}
+
 }  // namespace
 
 void open_shared(size_t dynamic_bytes) {
   if (!pattern[0]) fill_pattern();
+  allow(arena, kArena);
+  std::memcpy(arena, pattern, kArena);
   variables.assign(1, {nullptr, kSharedStart, kSharedStart + static_cast<uint32_t>(dynamic_bytes)});
   used = round_up(variables[0].end, 16) + kGap;
+  forbid(arena, kArena);
+  allow(arena + kSharedStart, dynamic_bytes);
 }
 
 void start_shared() {
-  std::memcpy(arena, pattern, used);
-  std::memcpy(async_view, pattern, used);
+  copy_variables(arena, pattern);
+  copy_variables(async_view, pattern);
   published = false;
 }
 
 void check_shared() {
+  if (kSanitized) return;  // it was told of the gaps
   uint32_t gap = 0;
   for (size_t i = 0; i <= variables.size(); ++i) {
     const uint32_t end = i < variables.size() ? variables[i].start : used;
@@ -86,7 +96,8 @@ void* shared_variable(const void* tag, size_t bytes, size_t alignment, Site site
   const uint32_t start = round_up(used, std::max<size_t>(alignment, 16));
   const uint32_t end = start + static_cast<uint32_t>(bytes);
   if (round_up(end, 16) + kGap > kArena) fail(site, "more shared memory than a block can have");
-  for (char* view : {arena, async_view}) std::memcpy(view + used, pattern + used, round_up(end, 16) + kGap - used);
+  std::memcpy(async_view + start, pattern + start, bytes);
+  allow(arena + start, bytes);
   used = round_up(end, 16) + kGap;
   variables.push_back({tag, start, end});
   return arena + start;
@@ -120,7 +131,7 @@ void publish_to_async() { published = true; }
 
 void check_visible_to_async(uint32_t address, size_t bytes, Site site) {
   variable_of(address, bytes, site);
-  if (published) std::memcpy(async_view, arena, used);
+  if (published) copy_variables(async_view, arena);
   published = false;
   if (std::memcmp(arena + address, async_view + address, bytes) != 0)
     fail(site, "an asynchronous read of shared address " + std::to_string(address) +

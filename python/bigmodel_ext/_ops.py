@@ -154,6 +154,11 @@ OPS: dict[str, tuple[str, Callable[..., None], Callable[..., Any]]] = {
         checks.check_int8_sparse_linear,
         lambda x, values, crow, col, weight_scale, *_: _rows(x, weight_scale.shape[0]),
     ),
+    "int8_semi_sparse_linear": (
+        "(Tensor x, Tensor values, Tensor index, Tensor weight_scale, Tensor? bias, str activation='none') -> Tensor",
+        checks.check_int8_semi_sparse_linear,
+        lambda x, values, index, weight_scale, *_: _rows(x, weight_scale.shape[0]),
+    ),
     "dropout_seed": (
         "(Tensor x) -> Tensor",
         checks.check_dropout_seed,

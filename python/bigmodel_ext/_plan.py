@@ -21,6 +21,7 @@ from bigmodel_ext.nn import (
     FusedDropout,
     Int8Conv2d,
     Int8Linear,
+    Int8SemiSparseLinear,
     Int8SparseLinear,
     Int8WeightOnlyLinear,
     SemiSparseLinear,
@@ -40,6 +41,7 @@ _CLASSES: dict[str, type[Compressed]] = {
     "binary_coded_linear": BinaryCodedLinear,
     "sparse_linear": SparseLinear,
     "int8_sparse_linear": Int8SparseLinear,
+    "int8_semi_sparse_linear": Int8SemiSparseLinear,
     "block_sparse_linear": BlockSparseLinear,
     "semi_sparse_linear": SemiSparseLinear,
 }

@@ -20,6 +20,7 @@ _FIELDS: dict[str, dict[str, Any]] = {
     "int8_sparse_linear": _SPARSE,
     "block_sparse_linear": {**_LINEAR, "blocksize": int, "stored": int},
     "semi_sparse_linear": _LINEAR,
+    "int8_semi_sparse_linear": _LINEAR,
     "linear_without_bias": {},
     "absorbed": {},
     "fused_dropout": {"p": float, "activation": str, "num_features": (int, type(None)), "dtype": (str, type(None))},
@@ -27,7 +28,10 @@ _FIELDS: dict[str, dict[str, Any]] = {
     "pruned": {"tensors": dict, "attributes": dict},
 }
 # These may also have an activation.
-_ACTIVATED = ("binary_coded_linear", "int8_linear", "int8_weight_only_linear", "sparse_linear", "int8_sparse_linear")
+_ACTIVATED = (
+    "binary_coded_linear", "int8_linear", "int8_weight_only_linear", "sparse_linear", "int8_sparse_linear",
+    "int8_semi_sparse_linear",
+)  # fmt: skip
 _CODED = ("int8_conv2d", "int8_linear", "int8_sparse_linear")  # these may have a coding
 _CHAIN = {
     "dropout": str,

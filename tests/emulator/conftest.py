@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 from bigmodel_ext import _native
-from emulation import SCHEDULES
+from emulation import SANITIZED, SCHEDULES
 
 BUILD = Path(__file__).parent.parent.parent / "build"
 
@@ -11,7 +11,8 @@ BUILD = Path(__file__).parent.parent.parent / "build"
 @pytest.fixture(scope="session")
 def kernels():
     """The module of tests/emulator/kernels.cu, which `make build` leaves in its build folder."""
-    found = sorted(BUILD.glob("*/csrc/emulator/emulator_kernels*.so"), key=lambda p: p.stat().st_mtime)
+    builds = [b for b in BUILD.glob("*/csrc/emulator/emulator_kernels*.so") if ("asan" in b.parts) == SANITIZED]
+    found = sorted(builds, key=lambda p: p.stat().st_mtime)
     if not found:
         pytest.skip("needs the build folder of `make build`")
     spec = importlib.util.spec_from_file_location("emulator_kernels", found[-1])

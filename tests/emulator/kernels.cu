@@ -11,6 +11,8 @@ using namespace bigmodel;
 
 namespace {
 
+__global__ void order_kernel(int* count, int* out) { out[threadIdx.x] = atomicAdd(count, 1); }
+
 __global__ void reverse_kernel(const int* in, int* out) {
   int* shared = dynamic_shared<int>();
   shared[threadIdx.x] = in[threadIdx.x];
@@ -196,6 +198,9 @@ __global__ void disorder_kernel() {
 
 }  // namespace
 
+void order(int threads, int* count, int* out) {
+  launch("order", order_kernel, {1u, static_cast<unsigned>(threads)}, count, out);
+}
 void reverse(int threads, const int* in, int* out) {
   launch("reverse", reverse_kernel, {1u, static_cast<unsigned>(threads), sizeof(int) * static_cast<size_t>(threads)},
          in, out);

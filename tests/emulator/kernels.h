@@ -3,6 +3,7 @@
 
 #include <cstdint>
 
+void order(int threads, int* count, int* out);
 void reverse(int threads, const int* in, int* out);
 void reverse_twice(int threads, const int* in, int* out);
 void rotate(int threads, int steps, const int* in, int* out);
@@ -26,4 +27,5 @@ void store_box(const TensorBox& box, const int* in);
 void sum_tiles(int tiles, const int* in, int* out);
 void product_s8(int tiles, const void* a, const void* b, void* out);
 void product_bf16(int tiles, const void* a, const void* b, void* out);
+void peek(int* before, int* after);
 void wrong_on_sm90(const char* what);

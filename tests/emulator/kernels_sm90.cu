@@ -164,6 +164,22 @@ void product(TensorElement operand, TensorElement result, int tiles, const void*
          out_map, tiles);
 }
 
+// An accumulator before the wait and behind it, of operands that are all 1.
+__global__ void peek_kernel(int* before, int* after) {
+  int* shared = dynamic_shared<int>();
+  for (int i = threadIdx.x; i < 4096; i += 128) shared[i] = 0x01010101;
+  ptx::fence_async_proxy();
+  __syncthreads();
+  const uint64_t descriptor = ptx::matrix_descriptor(ptx::shared_address(shared), TensorSwizzle::bytes_32, 256);
+  int32_t d[32] = {};
+  ptx::wgmma_fence();
+  ptx::wgmma_s8(d, descriptor, descriptor, true);
+  ptx::wgmma_commit();
+  before[threadIdx.x] = d[5];
+  ptx::wgmma_wait<0>();
+  after[threadIdx.x] = d[5];
+}
+
 // Mistakes: `map` is of 32 x 8 int32 without swizzle.
 __global__ void unfenced_store_kernel(const __grid_constant__ TensorMap map) {
   int* shared = dynamic_shared<int>();
@@ -217,6 +233,15 @@ __global__ void wrong_bytes_kernel(const __grid_constant__ TensorMap map) {
   ptx::mbarrier_wait(start, 0);
 }
 
+__global__ void reads_before_wait_kernel(const __grid_constant__ TensorMap map) {
+  const uint32_t start = ptx::shared_address(dynamic_shared<int>());
+  ptx::mbarrier_init(start, 1);
+  ptx::fence_mbarrier_init();
+  ptx::mbarrier_arrive_expect(start, 1024);
+  ptx::tensor_load(start + 1024, map, 0, 0, start);
+  ptx::load_shared_16(start + 1024);
+}
+
 __global__ void misplaced_load_kernel(const __grid_constant__ TensorMap map) {
   const uint32_t start = ptx::shared_address(dynamic_shared<int>());
   if (threadIdx.x == 0) {
@@ -237,6 +262,20 @@ __global__ void wgmma_mistake_kernel(const __grid_constant__ TensorMap) {
   int32_t d[32] = {};
   if (kFence) ptx::wgmma_fence();
   ptx::wgmma_s8(d, descriptor, descriptor, true);
+}
+
+__global__ void one_wgmma_fence_kernel(const __grid_constant__ TensorMap) {
+  int* shared = dynamic_shared<int>();
+  for (int i = threadIdx.x; i < 4096; i += 128) shared[i] = 0;
+  ptx::fence_async_proxy();
+  __syncthreads();
+  const uint64_t descriptor = ptx::matrix_descriptor(ptx::shared_address(shared), TensorSwizzle::bytes_32, 256);
+  int32_t d[32] = {};
+  ptx::wgmma_fence();
+  for (int i = 0; i < 2; ++i) {
+    ptx::wgmma_s8(d, descriptor, descriptor, true);
+    ptx::wgmma_commit();
+  }
 }
 
 }  // namespace
@@ -262,6 +301,8 @@ void product_bf16(int tiles, const void* a, const void* b, void* out) {
   product<float>(TensorElement::bf16, TensorElement::f32, tiles, a, b, out);
 }
 
+void peek(int* before, int* after) { launch("peek", peek_kernel, {1u, 128u, 16384}, before, after); }
+
 void wrong_on_sm90(const char* what) {
   static const struct {
     const char* name;
@@ -274,8 +315,10 @@ void wrong_on_sm90(const char* what) {
                  {"no_mbarrier", no_mbarrier_kernel, 32},
                  {"overwritten_mbarrier", overwritten_mbarrier_kernel, 32},
                  {"wrong_bytes", wrong_bytes_kernel, 32},
+                 {"reads_before_wait", reads_before_wait_kernel, 1},
                  {"misplaced_load", misplaced_load_kernel, 32},
                  {"no_wgmma_fence", wgmma_mistake_kernel<false, true, true>, 128},
+                 {"one_wgmma_fence", one_wgmma_fence_kernel, 128},
                  {"different_products", wgmma_mistake_kernel<true, false, true>, 128},
                  {"unpublished_operands", wgmma_mistake_kernel<true, true, false>, 128}};
   alignas(16) static int tensor[32 * 8];

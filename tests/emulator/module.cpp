@@ -30,6 +30,7 @@ TensorBox tensor_box(uintptr_t address, const Three& sizes, const Three& box, co
 
 PYBIND11_MODULE(emulator_kernels, m) {
   bigmodel::register_emulator(m);
+  m.def("order", [](int threads, uintptr_t count, uintptr_t out) { order(threads, ints(count), ints(out)); });
   m.def("reverse", [](int threads, uintptr_t in, uintptr_t out) { reverse(threads, ints(in), ints(out)); });
   m.def("reverse_twice", [](int threads, uintptr_t in, uintptr_t out) { reverse_twice(threads, ints(in), ints(out)); });
   m.def("rotate",
@@ -50,5 +51,6 @@ PYBIND11_MODULE(emulator_kernels, m) {
         [](int tiles, uintptr_t a, uintptr_t b, uintptr_t out) { product_s8(tiles, ints(a), ints(b), ints(out)); });
   m.def("product_bf16",
         [](int tiles, uintptr_t a, uintptr_t b, uintptr_t out) { product_bf16(tiles, ints(a), ints(b), ints(out)); });
+  m.def("peek", [](uintptr_t before, uintptr_t after) { peek(ints(before), ints(after)); });
   m.def("wrong_on_sm90", &wrong_on_sm90);
 }

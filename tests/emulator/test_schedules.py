@@ -73,6 +73,22 @@ SITES = {
 }
 
 
+def order(kernels, schedule, seed=0):
+    kernels.configure(schedule=schedule, seed=seed)
+    count, out = torch.zeros(1, dtype=torch.int32), torch.zeros(100, dtype=torch.int32)
+    kernels.order(100, count.data_ptr(), out.data_ptr())
+    kernels.configure()
+    assert out.sort().values.tolist() == list(range(100))
+    return out.tolist()
+
+
+def test_schedules_are_what_they_say(kernels):
+    assert order(kernels, "ascending") == list(range(100))
+    assert order(kernels, "descending") == list(range(99, -1, -1))
+    assert order(kernels, "random", 1) == order(kernels, "random", 1)
+    assert len({tuple(order(kernels, "random", seed)) for seed in range(5)}) == 5
+
+
 @pytest.mark.parametrize("name", RUNS)
 def test_right_results_whatever_the_schedule(kernels, schedule, name):
     RUNS[name](kernels)

@@ -2,6 +2,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <cstdlib>
 #include <stdexcept>
 
 #include "../../emulator/control.h"
@@ -19,6 +20,16 @@ Schedule parse_schedule(const std::string& name) {
   if (name == "descending") return Schedule::descending;
   if (name == "random") return Schedule::random;
   throw std::invalid_argument("schedule must be ascending, descending or random, got '" + name + "'");
+}
+
+// The compute capability that the device claims unless a test says another one, times 10.
+int usual_architecture() {
+  const char* value = std::getenv("BIGMODEL_EMULATED_ARCHITECTURE");
+  if (!value || !*value) return Settings().architecture;
+  for (const char* known : {"75", "80", "86", "89", "90", "100"})
+    if (std::string(value) == known) return std::atoi(value);
+  throw std::invalid_argument(std::string("BIGMODEL_EMULATED_ARCHITECTURE must be 75, 80, 86, 89, 90 or 100, got '") +
+                              value + "'");
 }
 
 py::dict to_dict(const LaunchReport& r) {
@@ -40,13 +51,14 @@ py::dict to_dict(const LaunchReport& r) {
 }  // namespace
 
 void register_emulator(py::module_& m) {
+  const int architecture = settings().architecture = usual_architecture();
   m.def(
       "configure",
       [](const std::string& schedule, uint64_t seed, const std::string& skip, int architecture, int multiprocessors) {
         settings() = {parse_schedule(schedule), seed, skip, architecture, multiprocessors};
       },
       py::kw_only(), py::arg("schedule") = "ascending", py::arg("seed") = 0, py::arg("skip") = "",
-      py::arg("architecture") = 90, py::arg("multiprocessors") = 4);
+      py::arg("architecture") = architecture, py::arg("multiprocessors") = 4);
   m.def("take_reports", [] {
     py::list list;
     for (const LaunchReport& r : reports()) list.append(to_dict(r));

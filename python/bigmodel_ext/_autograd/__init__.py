@@ -2,7 +2,8 @@
 
 int8_conv2d:                      dx = the transposed convolution of g with W         (rounding as below)
 sparse_conv2d:                    the same, dvalues = (dense dW) at the stored positions: a dense backward pass
-int8_linear, int8_sparse_linear:  dx = g W           (rounding counts as the identity: straight-through)
+int8_linear, int8_sparse_linear, int8_semi_sparse_linear:
+                                  dx = g W           (rounding counts as the identity: straight-through)
 binary_coded_linear:              dx = g W (as above),  dalpha = (g^T x) summed with the signs,  dbias = sum g
 pack_panel_csr:                   dweight = dvalues at the stored positions
 sparse_linear, block_sparse_linear, semi_sparse_linear:

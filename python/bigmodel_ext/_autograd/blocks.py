@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bigmodel_ext._autograd._common import column_sums, register
+from bigmodel_ext import _reference
+from bigmodel_ext._autograd._common import before, column_sums, register
 
 _ops = torch.ops.bigmodel_ext
 
@@ -57,3 +58,23 @@ def _patterned(name: str, indices: int) -> None:
 
 _patterned("block_sparse_linear", 2)
 _patterned("semi_sparse_linear", 1)
+
+
+def _int8_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, values, index, weight_scale, bias, ctx.activation = inputs
+    ctx.save_for_backward(values, index, weight_scale, bias, None if ctx.activation == "none" else x)
+    ctx.in_features = x.shape[-1]
+
+
+def _int8_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    values, index, weight_scale, bias, x = ctx.saved_tensors
+    weights = (values, index, weight_scale, bias)
+    grad, dx = before(ctx.activation, grad, lambda: _ops.int8_semi_sparse_linear(x, *weights)), None
+    if ctx.needs_input_grad[0]:
+        weight = _reference.int8_semi_to_dense(values, index, weight_scale.shape[0], ctx.in_features)
+        dx = ((grad.float() * weight_scale) @ weight.float()).to(grad.dtype)
+    dbias = column_sums(grad, bias) if ctx.needs_input_grad[4] else None
+    return dx, None, None, None, dbias, None
+
+
+register("int8_semi_sparse_linear", _int8_setup, _int8_backward)

@@ -8,6 +8,7 @@ from torch import Tensor
 from bigmodel_ext._checks._common import (
     FLOATS,
     require,
+    require_activation,
     require_bias,
     require_dtype,
     require_features,
@@ -15,6 +16,7 @@ from bigmodel_ext._checks._common import (
     require_shape,
     require_values,
 )
+from bigmodel_ext._checks.int8 import require_k
 
 BLOCK_SIZES = (16, 32, 64)
 """Sizes of the square blocks of formats.block_sparse."""
@@ -64,13 +66,13 @@ def check_block_sparse_linear_grad_values(grad: Tensor, x: Tensor, crow: Tensor,
     _require_block_indices(crow, col, col.shape[0], grad.shape[-1], blocksize)
 
 
-def _require_tiles(values: Tensor | None, index: Tensor, n: int, k: int) -> None:
+def _require_tiles(values: Tensor | None, index: Tensor, n: int, k: int, tile: tuple[int, ...] = (8, 2, 32)) -> None:
     require_dtype("index", index, torch.uint8)
     require(n >= 0, lambda: f"out_features must not be negative, got {n}")
     require(k >= 0, lambda: f"in_features must not be negative, got {k}")
     require_shape("index", index, -(-n // 32), -(-k // 32), 32, 4)
     if values is not None:
-        require_shape("values", values, -(-n // 32), -(-k // 32), 8, 2, 32)
+        require_shape("values", values, -(-n // 32), -(-k // 32), *tile)
 
 
 def check_semi_sparse_linear(x: Tensor, values: Tensor, index: Tensor, bias: Tensor | None, out_features: int) -> None:
@@ -91,3 +93,18 @@ def check_semi_sparse_linear_grad_input(grad: Tensor, values: Tensor, index: Ten
 def check_semi_sparse_linear_grad_values(grad: Tensor, x: Tensor, index: Tensor) -> None:
     require_pair(grad, x)
     _require_tiles(None, index, grad.shape[-1], x.shape[-1])
+
+
+def check_int8_semi_sparse_linear(
+    x: Tensor, values: Tensor, index: Tensor, weight_scale: Tensor, bias: Tensor | None, activation: str = "none"
+) -> None:
+    require_activation(activation)
+    require_dtype("x", x, *FLOATS)
+    require_dtype("values", values, torch.int8)
+    require_dtype("weight_scale", weight_scale, torch.float32)
+    require_features(x)
+    require(weight_scale.dim() == 1, lambda: f"weight_scale must be [N], got shape {list(weight_scale.shape)}")
+    n, k = weight_scale.shape[0], x.shape[-1]
+    _require_tiles(values, index, n, k, (32, 16))
+    require_bias(bias, n)
+    require_k(k)

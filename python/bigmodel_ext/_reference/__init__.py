@@ -13,6 +13,8 @@ from bigmodel_ext._reference.blocks import block_sparse_linear_grad_input as blo
 from bigmodel_ext._reference.blocks import block_sparse_linear_grad_values as block_sparse_linear_grad_values
 from bigmodel_ext._reference.blocks import blocks_to_dense as blocks_to_dense
 from bigmodel_ext._reference.blocks import cut_into_blocks as cut_into_blocks
+from bigmodel_ext._reference.blocks import int8_semi_sparse_linear as int8_semi_sparse_linear
+from bigmodel_ext._reference.blocks import int8_semi_to_dense as int8_semi_to_dense
 from bigmodel_ext._reference.blocks import semi_positions as semi_positions
 from bigmodel_ext._reference.blocks import semi_sparse_linear as semi_sparse_linear
 from bigmodel_ext._reference.blocks import semi_sparse_linear_grad_input as semi_sparse_linear_grad_input

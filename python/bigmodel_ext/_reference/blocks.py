@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from bigmodel_ext._reference.int8 import int8_linear
+
 
 def _linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return F.linear(x.to(weight.dtype), weight, None if bias is None else bias.to(weight.dtype)).to(x.dtype)
@@ -83,3 +85,15 @@ def semi_sparse_linear_grad_input(grad: Tensor, values: Tensor, index: Tensor, i
 def semi_sparse_linear_grad_values(grad: Tensor, x: Tensor, index: Tensor) -> Tensor:
     groups = cut_into_blocks(_weight_gradient(grad, x), 32).unflatten(2, (8, 4))
     return groups.gather(3, semi_positions(index)).to(grad.dtype)
+
+
+def int8_semi_to_dense(values: Tensor, index: Tensor, n: int, k: int) -> Tensor:
+    """int8 [rows, columns, 32, 16], an output's stored weights side by side -> [N,K]."""
+    return semi_to_dense(values.unflatten(3, (8, 2)).permute(0, 1, 3, 4, 2), index, n, k)
+
+
+def int8_semi_sparse_linear(
+    x: Tensor, values: Tensor, index: Tensor, weight_scale: Tensor, bias: Tensor | None, activation: str = "none"
+) -> Tensor:
+    weight = int8_semi_to_dense(values, index, weight_scale.shape[0], x.shape[-1])
+    return int8_linear(x, weight, weight_scale, bias, activation)

@@ -5,6 +5,8 @@
     index  uint8 [ceil(N/32), ceil(K/32), 32, 4]    a row's 16 positions within their groups, 2 bits each, the first in
                                                     the lowest bits of the first byte
 
+int8 values are [ceil(N/32), ceil(K/32), 32, 16] instead: a row's 16 weights side by side.
+
 Rows lie side by side, as the kernels take them: the format is saved as it is, there is no packed copy. Where a group
 has fewer than two weights, zeros are stored at its first free positions. N and K are padded with zeros.
 """
@@ -14,7 +16,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from bigmodel_ext._reference import semi_positions, semi_to_dense
+from bigmodel_ext._reference import int8_semi_to_dense, semi_positions, semi_to_dense
 
 TILE = 32
 
@@ -47,7 +49,7 @@ def pack(weight: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
     problem = violation(mask)
     if problem is not None:
         raise ValueError(f"the mask is not 2:4: {problem}")
-    w, kept = _tiles(torch.where(mask, weight, 0.0)), _tiles(mask)
+    w, kept = _tiles(torch.where(mask, weight, torch.zeros((), dtype=weight.dtype, device=weight.device))), _tiles(mask)
     k0, k1, k2, k3 = kept.unbind(3)
     w0, w1, w2, w3 = w.unbind(3)
     # The last weight that is kept comes second, unless it is the very first; what is kept before it comes first.
@@ -90,3 +92,21 @@ def invalid(index: Tensor, out_features: int, in_features: int) -> str | None:
     if bool((positions[:, :, :, 0] >= positions[:, :, :, 1]).any()):
         return "index must increase within a group of four"
     return None
+
+
+def pack_int8(weight_q: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """int8 [N,K] -> (values int8 [ceil(N/32), ceil(K/32), 32, 16], index), as :func:`pack` chooses them.
+
+    Raises:
+        TypeError: weight_q is not int8.
+        ValueError: as :func:`pack`.
+    """
+    if weight_q.dtype != torch.int8:
+        raise TypeError(f"weight_q must be int8, got {weight_q.dtype}")
+    values, index = pack(weight_q, mask)
+    return values.permute(0, 1, 4, 2, 3).flatten(3).contiguous(), index
+
+
+def unpack_int8(values: Tensor, index: Tensor, out_features: int, in_features: int) -> Tensor:
+    """The inverse of :func:`pack_int8`: int8 [N,K]."""
+    return int8_semi_to_dense(values, index, out_features, in_features)

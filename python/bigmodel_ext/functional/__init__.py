@@ -5,6 +5,7 @@ from bigmodel_ext._checks import INT8_MAX_K as INT8_MAX_K
 from bigmodel_ext._checks import NORMS as NORMS
 from bigmodel_ext.functional._binary_coded import binary_coded_linear as binary_coded_linear
 from bigmodel_ext.functional._blocks import block_sparse_linear as block_sparse_linear
+from bigmodel_ext.functional._blocks import int8_semi_sparse_linear as int8_semi_sparse_linear
 from bigmodel_ext.functional._blocks import semi_sparse_linear as semi_sparse_linear
 from bigmodel_ext.functional._conv import int8_conv2d as int8_conv2d
 from bigmodel_ext.functional._conv import sparse_conv2d as sparse_conv2d

@@ -8,6 +8,7 @@ from bigmodel_ext.functional._registered import call, ops, require_features
 
 _block_sparse_linear = ops.block_sparse_linear.default
 _semi_sparse_linear = ops.semi_sparse_linear.default
+_int8_semi_sparse_linear = ops.int8_semi_sparse_linear.default
 
 
 def block_sparse_linear(
@@ -76,3 +77,37 @@ def semi_sparse_linear(
     if in_features is not None:
         require_features(x, in_features)
     return call(_semi_sparse_linear, x, values, index, bias, out_features)
+
+
+def int8_semi_sparse_linear(
+    x: Tensor,
+    values: Tensor,
+    index: Tensor,
+    weight_scale: Tensor,
+    bias: Tensor | None = None,
+    *,
+    activation: str | None = None,
+    in_features: int | None = None,
+) -> Tensor:
+    """:func:`int8_linear` with two of every four neighbouring weights of a row stored. NVIDIA GPUs multiply these at
+    twice the dense int8 rate; the CPU spreads them out in each call, which is no faster than :func:`int8_linear`.
+
+    Args:
+        x: [..., K] float32, bfloat16 or float16.
+        values, index: the int8 weights in the 2:4 format of ``formats.two_four.pack_int8``. Positions that do not
+            increase within a group give unspecified results.
+        weight_scale: float32 [N].
+        bias: [N], any floating dtype.
+        activation: applied to y before it is rounded; names and gradient as for :func:`int8_linear`.
+        in_features: K. The format knows it only rounded up: given here, an x of another K is refused.
+
+    Returns:
+        [..., N] in x's dtype; equal to :func:`int8_linear` on the same weights, bit for bit.
+
+    Raises:
+        TypeError: a dtype is not one of those above.
+        ValueError: shapes do not match, K exceeds 131071, or activation is not one of those of :func:`int8_linear`.
+    """
+    if in_features is not None:
+        require_features(x, in_features)
+    return call(_int8_semi_sparse_linear, x, values, index, weight_scale, bias, activation or "none")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from bigmodel_ext.backends import transposed
+from bigmodel_ext.backends import sparse_patterns, transposed
 from bigmodel_ext.functional._registered import call, ops, require_features
 
 _sparse_linear = ops.sparse_linear.default
@@ -97,3 +97,9 @@ def int8_sparse_linear(
 def forget_transposed(col: Tensor) -> None:
     """Free what backward passes have derived from the pattern with this `col` and kept: the next one makes it anew."""
     transposed.forget(col)
+
+
+def forget_derived(col: Tensor) -> None:
+    """Free all that was derived from the pattern with this `col`; needed after writes that torch does not count."""
+    transposed.forget(col)
+    sparse_patterns.forget(col)

@@ -7,6 +7,7 @@ from bigmodel_ext.nn.fused_dropout import Absorbed, FusedDropout
 from bigmodel_ext.nn.fused_dropout_norm import FusedDropoutNorm
 from bigmodel_ext.nn.int8_conv2d import Int8Conv2d
 from bigmodel_ext.nn.int8_linear import Int8Linear
+from bigmodel_ext.nn.int8_semi_sparse_linear import Int8SemiSparseLinear
 from bigmodel_ext.nn.int8_sparse_linear import Int8SparseLinear
 from bigmodel_ext.nn.int8_weight_only_linear import Int8WeightOnlyLinear
 from bigmodel_ext.nn.semi_sparse_linear import SemiSparseLinear
@@ -21,6 +22,7 @@ __all__ = [
     "FusedDropoutNorm",
     "Int8Conv2d",
     "Int8Linear",
+    "Int8SemiSparseLinear",
     "Int8SparseLinear",
     "Int8WeightOnlyLinear",
     "SemiSparseLinear",

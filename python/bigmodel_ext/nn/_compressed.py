@@ -141,7 +141,8 @@ class Repacked(Compressed):
 
 
 class PackedInt8(Repacked):
-    """Holds int8 weights packed for the kernel; the state dict has them as ``weight_q``, as they are written."""
+    """Holds int8 weights in the order that the kernels of its device read; the state dict has them as ``weight_q``, as
+    they are written."""
 
     float_buffers: tuple[str, ...] = ("weight_scale",)
     codable = ("weight_q", "weight_scale")
@@ -183,11 +184,11 @@ class PackedInt8(Repacked):
         return f"weight_q must be torch.int8 {list(self._weight_shape)}, got {weight_q.dtype} {list(weight_q.shape)}"
 
     def _take(self, *tensors: Tensor, assign: bool) -> None:
-        packed = self._pack(*tensors)
+        (weight_q,) = tensors
         if assign:
-            self.packed = packed
+            self.packed = self._pack(weight_q)
         else:
-            self.packed.copy_(packed)
+            self.packed.copy_(self._pack(weight_q.to(self.packed.device)))
 
 
 def _as(buffer: Tensor | None, dtype: torch.dtype) -> Tensor:

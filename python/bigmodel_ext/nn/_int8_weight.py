@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -55,7 +58,10 @@ def _search(weight: Tensor, q: Tensor, scale: Tensor) -> None:
 
 
 class PackedInt8Linear(PackedInt8, Activated):  # type: ignore[override]
-    """A linear layer that holds int8 weights [N,K], packed, with a scale per output."""
+    """A linear layer that holds int8 weights [N,K], packed, with a scale per output. On `plain_devices` it holds them
+    as they are written: what kernels there read. Moving the layer reorders them."""
+
+    plain_devices: frozenset[str] = frozenset()  # kinds of devices
 
     def __init__(
         self,
@@ -70,11 +76,19 @@ class PackedInt8Linear(PackedInt8, Activated):  # type: ignore[override]
         super().__init__(in_features, out_features, bias, device, dtype)
         self.activation = activation
         zeros = torch.zeros((out_features, in_features), dtype=torch.int8, device=device)
-        self._register_packed(int8.pack(zeros), out_features)
+        self._register_packed(self._pack(zeros), out_features)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        super()._apply(fn, recurse)
+        if (self.packed.device.type in self.plain_devices) != (self.packed.dim() == 2):
+            self.packed = self._pack(self.weight_q)
+        return self
 
     @property
     def weight_q(self) -> Tensor:
-        """int8 [N,K], unpacked on each access."""
+        """int8 [N,K]; unpacked on each access, but on `plain_devices` the layer's own."""
+        if self.packed.dim() == 2:
+            return self.packed
         return int8.unpack(self.packed, self.out_features, self.in_features)
 
     @property
@@ -82,4 +96,4 @@ class PackedInt8Linear(PackedInt8, Activated):  # type: ignore[override]
         return self.out_features, self.in_features
 
     def _pack(self, weight_q: Tensor) -> Tensor:
-        return int8.pack(weight_q)
+        return weight_q.contiguous() if weight_q.device.type in self.plain_devices else int8.pack(weight_q)

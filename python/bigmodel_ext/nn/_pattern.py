@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from bigmodel_ext.formats import csr
-from bigmodel_ext.functional._sparse import forget_transposed
+from bigmodel_ext.functional._sparse import forget_derived, forget_transposed
 from bigmodel_ext.nn._compressed import Compressed
 from bigmodel_ext.nn._linear import Activated, CompressedLinear
 
@@ -79,7 +79,8 @@ class PatternLinear(Pattern, CompressedLinear):
 
 class PanelLinear(PatternLinear, Activated):
     """Rows lie sorted, as the kernels like them (`order`, see formats.csr); a state dict holds them unsorted, without
-    `order`. In training the pattern's transpose is kept beside it, from the first backward pass until `eval()`."""
+    `order`. In training the pattern's transpose is kept beside it, from the first backward pass until `eval()`; on a
+    GPU the pattern in other forms, from the first pass that needs them (backends/sparse_patterns.py)."""
 
     order: Tensor
 
@@ -89,7 +90,7 @@ class PanelLinear(PatternLinear, Activated):
         return super().train(mode)
 
     def _prepare(self, *stored: Tensor) -> str | None:
-        forget_transposed(self.col)  # torch can't swap a tensor that is weakly referenced
+        forget_derived(self.col)  # torch can't swap a tensor that is weakly referenced
         return super()._prepare(*stored)
 
     def _register_pattern(self, panel: int, device: torch.device | str | None) -> None:

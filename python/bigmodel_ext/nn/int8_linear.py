@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 
 from bigmodel_ext import functional
-from bigmodel_ext.formats import int8
 from bigmodel_ext.nn._int8_weight import PackedInt8Linear, quantized_weight
 from bigmodel_ext.nn._linear import require_int8_exact, require_linear
 
@@ -26,13 +25,15 @@ class Int8Linear(PackedInt8Linear):
     With ``static_input`` the layer has a buffer ``input_scale``, float32, 0-d, which quantizes all of x (static
     quantization): nothing is looked for in x, and what exceeds ``127 * input_scale`` saturates.
 
-    Resident are the packed weights (about one byte each), ``weight_scale`` float32 [N] and ``bias``. The state dict is
-    independent of the packing: ``weight_q`` int8 [N,K], ``weight_scale`` float32 [N], ``bias`` [N], ``input_scale`` [].
-    Casts (``.to(torch.bfloat16)``, ``.half()``) change the bias only. The bias and the input get gradients.
+    Resident are the packed weights (about one byte each; on CUDA devices not packed), ``weight_scale`` float32 [N] and
+    ``bias``. The state dict is independent of the packing: ``weight_q`` int8 [N,K], ``weight_scale`` float32 [N],
+    ``bias`` [N], ``input_scale`` []. Casts (``.to(torch.bfloat16)``, ``.half()``) change the bias only. The bias and
+    the input get gradients.
 
     x: [..., K] float32, bfloat16 or float16; the result is [..., N] in x's dtype, under autocast too.
     """
 
+    plain_devices = frozenset({"cuda"})
     input_scale: Tensor | None
 
     def __init__(
@@ -69,7 +70,7 @@ class Int8Linear(PackedInt8Linear):
         if layer.input_scale is not None:
             layer.input_scale.fill_(_valid_scale(input_scale))
         q, scale = quantized_weight(linear.weight, weight_scales)
-        layer.packed, layer.weight_scale = int8.pack(q), scale
+        layer.packed, layer.weight_scale = layer._pack(q), scale
         return layer
 
     def forward(self, x: Tensor) -> Tensor:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from bigmodel_ext import functional
-from bigmodel_ext.formats import int8
 from bigmodel_ext.nn._int8_weight import PackedInt8Linear, quantized_weight
 from bigmodel_ext.nn._linear import require_int8_exact, require_linear
 
@@ -31,7 +30,7 @@ class Int8WeightOnlyLinear(PackedInt8Linear):
         require_int8_exact(linear)
         layer: Int8WeightOnlyLinear = cls._like(linear)
         q, scale = quantized_weight(linear.weight, weight_scales)
-        layer.packed, layer.weight_scale = int8.pack(q), scale
+        layer.packed, layer.weight_scale = layer._pack(q), scale
         return layer
 
     def forward(self, x: Tensor) -> Tensor:

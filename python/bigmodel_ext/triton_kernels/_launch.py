@@ -28,6 +28,13 @@ class Config:
     constants: dict[str, Any] = field(hash=False)
     num_warps: int = 4
     num_stages: int = 3
+    only: str | None = None  # architecture, if it is for one
+
+    def options(self, architecture: str) -> dict[str, Any]:
+        """What the compiler is told. fp fusion would round x * y + z once, where the CPU's kernels and the reference
+        round twice; AMD's devices have a third of the shared memory."""
+        stages = min(self.num_stages, 2) if architecture.startswith("gfx") else self.num_stages
+        return {"num_warps": self.num_warps, "num_stages": stages, "enable_fp_fusion": False}
 
     def __str__(self) -> str:
         constants = " ".join(f"{name}={value}" for name, value in self.constants.items())
@@ -66,23 +73,28 @@ def launch(
     key = (kernel.fn.__name__, device, shape_class)
     config = configs[0] if len(configs) == 1 else _chosen.get(key)
     if config is None:
-        if torch.cuda.is_current_stream_capturing():  # measuring would be captured too
-            config = configs[0]
+        fit = [c for c in configs if c.only in (None, architecture(device))]
+        if capturing(device):  # measuring would be captured too
+            config = fit[0]
         else:
-            config = _chosen[key] = _choose(kernel, grid, args, configs, key)
-    _run(kernel, grid, args, config)
+            config = _chosen[key] = _choose(kernel, grid, args, fit, key)
+    _run(kernel, grid, args, config, device)
 
 
-def _run(kernel: Any, grid: Callable[[dict[str, Any]], tuple[int, ...]], args: dict[str, Any], config: Config) -> None:
-    # fp fusion would round x * y + z once, where the CPU kernels and the reference round twice.
-    options = {"num_warps": config.num_warps, "num_stages": config.num_stages, "enable_fp_fusion": False}
-    device = next(a for a in args.values() if isinstance(a, torch.Tensor)).device
+def _run(
+    kernel: Any,
+    grid: Callable[[dict[str, Any]], tuple[int, ...]],
+    args: dict[str, Any],
+    config: Config,
+    device: torch.device,
+) -> None:
+    everything = {**args, **config.constants, **config.options(architecture(device))}
     if device.type == "cpu":
         with _interpreter:
-            kernel[grid(config.constants)](**args, **config.constants, **options)
-        return
-    with torch.cuda.device(device):
-        kernel[grid(config.constants)](**args, **config.constants, **options)
+            kernel[grid(config.constants)](**everything)
+    else:
+        with torch.cuda.device(device):
+            kernel[grid(config.constants)](**everything)
 
 
 def _choose(
@@ -98,9 +110,14 @@ def _choose(
     known = {str(config): config for config in configs}
     kept = _read(path).get(entry, "")
     if kept not in known:
-        kept = min(known, key=lambda text: measure(lambda: _run(kernel, grid, args, known[text])))
+        kept = min(known, key=lambda text: measure(lambda: _run(kernel, grid, args, known[text], device)))
         _write(path, {**_read(path), entry: kept})
     return known[kept]
+
+
+def capturing(device: torch.device) -> bool:
+    """Whether a CUDA graph is being recorded."""
+    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
 
 
 def measure(call: Callable[[], None]) -> float:
@@ -112,10 +129,19 @@ def measure(call: Callable[[], None]) -> float:
 
 
 @cache
-def _device_name(device: torch.device) -> str:
+def architecture(device: torch.device) -> str:
+    """sm_90, gfx942 and the like; cpu in the interpreter."""
     if device.type != "cuda":
         return device.type
-    return f"{torch.cuda.get_device_name(device)} {torch.cuda.get_device_capability(device)}"
+    if torch.version.hip is not None:
+        return str(torch.cuda.get_device_properties(device).gcnArchName).split(":")[0]
+    return "sm_{}{}".format(*torch.cuda.get_device_capability(device))
+
+
+@cache
+def _device_name(device: torch.device) -> str:
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
+    return f"{name} {architecture(device)}"
 
 
 def _file(device_name: str) -> Path | None:

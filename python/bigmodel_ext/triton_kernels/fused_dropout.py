@@ -58,14 +58,14 @@ def dropout_kernel(
     tl.store(out + at, round_to(y, out.dtype.element_ty), mask)
 
 
-def configs(features: int) -> list[Config]:
+def configs(features: int, rows: int) -> list[Config]:
     sizes = ((8192, 4),) if interpreted() else ((1024, 4), (2048, 4), (2048, 8), (4096, 8))
     found = []
     for size, warps in sizes:
         columns = min(size, power_of_2(features, 16))
         while columns > 128 and features % columns and features < 4 * columns:  # else much of the last block is idle
             columns //= 2
-        found.append(Config({"R": size // columns, "C": columns}, warps, 1))
+        found.append(Config({"R": min(size // columns, power_of_2(rows)), "C": columns}, warps, 1))
     return found
 
 
@@ -94,7 +94,7 @@ def run(
         dropout_kernel,
         lambda c: (triton.cdiv(features, c["C"]) * triton.cdiv(rows, c["R"]),),
         args,
-        configs(features),
+        configs(features, rows),
         (x.dtype, power_of_2(rows), features if bias is not None else power_of_2(features), activation, backward),
     )
     return out

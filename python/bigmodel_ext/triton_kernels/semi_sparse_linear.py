@@ -185,7 +185,7 @@ def configs(m: int, dtype: torch.dtype) -> list[Config]:
     if interpreted():
         return [_config(min(64, power_of_2(m, 16)), 64, 128, 4, 1)]
     if dtype == torch.float32:  # no tensor cores: small tiles
-        return [_config(16, 64, 32, 4, 2), _config(32, 64, 32, 4, 2)]
+        return [_config(16, 64, 32, 4, 2), _config(32, 64, 32, 8, 2)]
     if m <= 16:
         return [_config(16, 32, 128, 4, 3), _config(16, 64, 64, 4, 3)]
     return [_config(64, 64, 64, 4, 3), _config(128, 128, 32, 8, 3)]

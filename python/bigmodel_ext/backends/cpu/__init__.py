@@ -36,6 +36,7 @@ _dispatch.register(
         "semi_sparse_linear": Candidate("cpu", blocks.semi_sparse_linear, _double),
         "semi_sparse_linear_grad_input": Candidate("cpu", blocks.semi_sparse_linear_grad_input, _double),
         "semi_sparse_linear_grad_values": Candidate("cpu", blocks.semi_sparse_linear_grad_values, _double),
+        "int8_semi_sparse_linear": Candidate("cpu", blocks.int8_semi_sparse_linear),
         "ising_start": Candidate("cpu", ising.ising_start),
         "ising_descend": Candidate("cpu", ising.ising_descend),
         "fused_dropout": Candidate("cpu", dropout.fused_dropout, _double),

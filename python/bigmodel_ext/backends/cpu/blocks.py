@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from bigmodel_ext import _checks, _dispatch, _native
+from bigmodel_ext import _checks, _dispatch, _native, _reference
 from bigmodel_ext.backends.cpu._rows import output_rows
 
 
@@ -60,4 +60,15 @@ def semi_sparse_linear_grad_values(grad: Tensor, x: Tensor, index: Tensor) -> Te
         _checks.check_semi_sparse_linear_grad_values(grad, x, index)  # raises
     out = grad.new_empty(index.size(0), index.size(1), 8, 2, 32)
     _native.semi_sparse_linear_grad_values(grad, x, index, out)
+    return out
+
+
+def int8_semi_sparse_linear(
+    x: Tensor, values: Tensor, index: Tensor, weight_scale: Tensor, bias: Tensor | None, activation: str = "none"
+) -> Tensor:
+    """Spread out in each call and multiplied by int8_linear's kernel: right, and no faster than that."""
+    _checks.check_int8_semi_sparse_linear(x, values, index, weight_scale, bias, activation)
+    weight = _reference.int8_semi_to_dense(values, index, weight_scale.shape[0], x.shape[-1])
+    out = output_rows(x, weight_scale.shape[0])
+    _native.int8_linear(x, weight.contiguous(), weight_scale, bias, out, activation, None)
     return out

@@ -38,9 +38,10 @@ def _candidates(backend: str, native: Any) -> dict[str, Candidate]:
             for layer in ("block_sparse_linear", "semi_sparse_linear")
             for part in ("", "_grad_input", "_grad_values")
         },
-        "quantize_rows": Candidate(backend, partial(int8.quantize_rows, native)),
-        "int8_mm": Candidate(backend, partial(int8.int8_mm, native)),
-        "int8_linear": Candidate(backend, partial(int8.int8_linear, native)),
+        "int8_semi_sparse_linear": Candidate(backend, partial(blocks.int8_semi_sparse_linear, native), int8.refusal),
+        "quantize_rows": Candidate(backend, partial(int8.quantize_rows, native), int8.refusal),
+        "int8_mm": Candidate(backend, partial(int8.int8_mm, native), int8.refusal),
+        "int8_linear": Candidate(backend, partial(int8.int8_linear, native), int8.refusal),
         "int8_weight_only_linear": Candidate(backend, partial(weights.int8_weight_only_linear, native)),
         "binary_coded_linear": Candidate(backend, partial(weights.binary_coded_linear, native)),
         "fused_dropout_norm": Candidate(

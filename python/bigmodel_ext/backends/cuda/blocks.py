@@ -102,3 +102,25 @@ def semi_sparse_linear_grad_values(native: Any, grad: Tensor, x: Tensor, index: 
     features = (grad.shape[-1], x.shape[-1])
     native.semi_sparse_linear_grad_values(_rows(grad), _rows(x), _aligned(index), out, *features)
     return out
+
+
+def int8_semi_sparse_linear(
+    native: Any,
+    x: Tensor,
+    values: Tensor,
+    index: Tensor,
+    weight_scale: Tensor,
+    bias: Tensor | None,
+    activation: str = "none",
+) -> Tensor:
+    _checks.check_int8_semi_sparse_linear(x, values, index, weight_scale, bias, activation)
+    rows = x.reshape(math.prod(x.shape[:-1]), x.shape[-1]).contiguous()
+    m, k = rows.shape
+    q = x.new_empty((m, -(-k // _CHUNK) * _CHUNK), dtype=torch.int8)
+    scale = x.new_empty(m, dtype=torch.float32)
+    if bias is not None:
+        bias = (bias.float() if bias.dtype is torch.float64 else bias).contiguous()
+    out = x.new_empty((*x.shape[:-1], weight_scale.shape[0]))
+    weights = _aligned(values), _aligned(index), weight_scale.contiguous(), bias
+    native.int8_semi_sparse_linear(rows, *weights, _flat(out), activation, q, scale)
+    return out

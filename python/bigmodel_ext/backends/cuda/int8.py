@@ -9,8 +9,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bigmodel_ext import _checks
+from bigmodel_ext import _checks, _dispatch
 from bigmodel_ext._reference import unpack_int8
+
+
+@lru_cache
+def _device_refusal(device: torch.device) -> str | None:
+    if device.type != "cuda" or torch.cuda.get_device_capability(device) >= (8, 0):
+        return None
+    return "the kernels need compute capability 8.0 or later"
+
+
+def refusal(x: Tensor) -> str | None:
+    return _device_refusal(x.device)
 
 
 @lru_cache(maxsize=4096)
@@ -25,6 +36,8 @@ def _workspace(native: Any, x: Tensor, m: int, n: int, k: int, floats: bool) -> 
 
 
 def quantize_rows(native: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+    if refusal(x):
+        return _dispatch.fall_back("quantize_rows", x)
     _checks.check_quantize_rows(x)
     q, scale = x.new_empty(x.shape, dtype=torch.int8), x.new_empty(x.shape[0], dtype=torch.float32)
     native.quantize_rows(x.contiguous(), q, scale)
@@ -32,6 +45,8 @@ def quantize_rows(native: Any, x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def int8_mm(native: Any, a: Tensor, b: Tensor) -> Tensor:
+    if refusal(a):
+        return _dispatch.fall_back("int8_mm", a, b)
     _checks.check_int8_mm(a, b)
     (m, k), n = a.shape, b.shape[0]
     out = a.new_empty(m, n, dtype=torch.int32)
@@ -48,6 +63,8 @@ def int8_linear(
     activation: str = "none",
     input_scale: Tensor | None = None,
 ) -> Tensor:
+    if refusal(x):
+        return _dispatch.fall_back("int8_linear", x, weight, weight_scale, bias, activation, input_scale)
     _checks.check_int8_linear(x, weight, weight_scale, bias, activation, input_scale)
     n, k = weight_scale.shape[0], x.shape[-1]
     if weight.dim() == 4:  # the CPU's order; layers hold [N,K] on this device
