@@ -63,7 +63,7 @@ test-interpret: build
 
 # What nvcc and Triton make of all kernels for all architectures; skipped, with the reason, where they are not found.
 test-codegen: build
-	$(BIN)/python -m pytest -rs $(wildcard tests/test_codegen_*.py)
+	$(BIN)/python -m pytest -rs $(wildcard tests/test_*codegen*.py)
 
 # Everything again with each instruction set as the process's own, as a user would force it.
 test-isa: build
