@@ -40,7 +40,7 @@ def cases():
     """Quick ones: one dtype of each family on sm_80 and sm_90a."""
     for source in sorted(SOURCES.glob("*.cu")):
         other_dtype = source.stem.endswith(("_f32", "_f16"))
-        for architecture in ARCHITECTURES:
+        for architecture in ("90a",) if source.stem.endswith("_sm90") else ARCHITECTURES:
             quick = architecture in ("80", "90a") and not other_dtype and source.stem.startswith(tuple(GATES))
             marks = () if quick else (pytest.mark.long,)
             yield pytest.param(source.stem, architecture, id=f"{source.stem}-{architecture}", marks=marks)
@@ -49,14 +49,14 @@ def cases():
 @pytest.mark.parametrize(("name", "architecture"), list(cases()))
 def test_no_spills_no_warnings_and_the_expected_instructions(tmp_path, name, architecture):
     compiled = compile_source(source_named(name), architecture, tmp_path)
-    assert compiled.kernels or "sm90" in name, "ptxas reports no kernel"
+    assert compiled.kernels, "ptxas reports no kernel"
     assert compiled.warnings == ()
-    spilling = [k for k in compiled.kernels if k.spills or k.stack]
-    assert spilling == [], "registers are spilled, or arrays indexed at run time"
+    assert [k for k in compiled.kernels if k.spills] == [], "registers are spilled"
     prefix = next((p for p in GATES if name.startswith(p)), None)
     if prefix is None:
         return
     most, expected = GATES[prefix]
+    assert [k for k in compiled.kernels if k.stack] == [], "arrays are indexed at run time"
     greedy = [k for k in compiled.kernels if k.registers > most]
     assert greedy == [], f"more than {most} registers"
     if why_no_disassembly():
