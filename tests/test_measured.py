@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from bigmodel_ext import _dispatch, _measured
+from bigmodel_ext import _dispatch, _measured, _native
 from bigmodel_ext._dispatch import Candidate
 from bigmodel_ext._measured import Row
 from bigmodel_ext.backends.cuda import _architectures
@@ -143,6 +143,7 @@ def test_devices_that_the_build_is_for(capability, missing):
         )
     assert _architectures.runs("sm_90a", (9, 0))
     assert not _architectures.runs("sm_90a", (10, 0))
+    assert not _architectures.runs("sm_100a", (10, 3)), "code for one chip alone"
     assert not _architectures.runs("sm_86", (8, 0))
 
 
@@ -155,6 +156,15 @@ def test_other_devices_are_refused_with_the_reason(monkeypatch):
     assert kept.run(cpu, cpu) == "reference"
     assert _dispatch.explain("int8_mm", cpu, cpu).reason == "cuda: it is too old"
     assert _architectures.kept_from({}, {"int8_mm": kernel})["int8_mm"] is kernel
+
+
+def test_a_forced_backend_says_why_it_can_t_run(monkeypatch):
+    monkeypatch.setenv("BIGMODEL_BACKEND", "emulated")
+    monkeypatch.setitem(_dispatch.unavailable, "emulated", "cuda:0 has compute capability 7.5")
+    monkeypatch.setattr(_native, "has_emulated", lambda: True)
+    refuse = _dispatch._default("int8_mm").run
+    with pytest.raises(RuntimeError, match=r"has no kernel for these tensors: cuda:0 has compute capability 7\.5"):
+        refuse(torch.zeros(2, 3))
 
 
 def test_explain_says_why_no_cuda_kernel_runs(monkeypatch):

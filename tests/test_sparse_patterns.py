@@ -83,10 +83,33 @@ def test_another_tensor_in_the_place_of_crow(native):
     for _ in range(5):
         crow = crow.clone()
         assert_product(native, weight, values, crow, col)
-    wrong = crow.clone()
-    wrong[1] = 0  # all of the first row's entries are the second's, whose columns do not increase then
+    wrong = torch.cat(
+        [crow[:1], crow[:1], crow[2:]]
+    )  # all of the first row's entries are the second's then: columns do not increase
     with pytest.raises(ValueError, match="a column twice in one row"):
         product(native, torch.ones(3, K).bfloat16(), values, wrong, col)
+
+
+@pytest.mark.parametrize("panel", [128, 64])
+def test_damaged_indices_are_refused(native, panel):
+    """And nothing is kept of them: refused again."""
+    torch.manual_seed(0)
+    values, crow, col, order = csr.pack_sorted(sparse_weight(N, K, 0.3).bfloat16(), panel=panel)
+    x = torch.randn(3, K).bfloat16()
+    for wrong in (torch.full_like(col, panel - 1), torch.full_like(col, 255), col.flip(0)):
+        for _ in range(2):
+            with pytest.raises(ValueError, match=r"col or order names|a column twice in one row"):
+                product(native, x, values, crow, wrong, order, panel)
+    for wrong in (torch.full_like(order, 511), torch.full_like(order, -1), torch.zeros_like(order)):
+        with pytest.raises(ValueError, match="col or order names"):
+            product(native, x, values, crow, col, wrong, panel)
+    for wrong, message in ((crow + 1, "begin with 0, got 1"), (crow * 2, "end with the number"), (-crow, "end with")):
+        with pytest.raises(ValueError, match=message):
+            product(native, x, values, wrong, col, order, panel)
+    falling = crow.clone()
+    falling[5] = crow[7]
+    with pytest.raises(ValueError, match=r"crow must not decrease, got .* at index 6"):
+        product(native, x, values, falling, col, order, panel)
 
 
 def test_freed_with_the_pattern_or_when_told(native):
@@ -127,5 +150,10 @@ def test_layers(native):
     assert sorted(state) == ["col", "crow", "values"]
     fresh = bnn.SparseLinear.from_dense(linear, torch.rand(N, K) > 0.9)
     run(fresh)
-    fresh.load_state_dict(state)
-    assert torch.equal(run(fresh), expected)
+    torch.__future__.set_swap_module_params_on_conversion(True)
+    try:
+        for loaded in (fresh, other):
+            loaded.load_state_dict(state)
+            assert torch.equal(run(loaded), expected)
+    finally:
+        torch.__future__.set_swap_module_params_on_conversion(False)

@@ -30,7 +30,7 @@ def run() -> None:
             bm.nn.Int8Linear.from_float(linear), bm.nn.Int8WeightOnlyLinear.from_float(linear),
             bm.nn.BinaryCodedLinear.from_float(linear, bits=2, group_size=64), bm.nn.SparseLinear.from_dense(pruned),
             bm.nn.SemiSparseLinear.from_dense(pruned), bm.nn.BlockSparseLinear.from_dense(pruned, blocksize=16),
-            bm.nn.Int8SparseLinear.from_dense(pruned),
+            bm.nn.Int8SparseLinear.from_dense(pruned), bm.nn.Int8SemiSparseLinear.from_dense(pruned),
         ]  # fmt: skip
         with torch.inference_mode():
             for m in (1, 9, 40):

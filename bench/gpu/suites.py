@@ -56,7 +56,7 @@ def _linear(name: str, m: int, n: int, k: int, make: Callable[[Any], Any], peers
             "torch bf16": [lambda linear=linear: linear(x) for linear in linears],
         }
         candidates.update(peers(x, linears, layers))
-        stored = sum(b.numel() * b.element_size() for b in layers[0].buffers())
+        stored = sum(t.numel() * t.element_size() for t in (*layers[0].buffers(), *layers[0].parameters()))
         yield from _rows(name, f"{m}x{n}x{k}", candidates, stored + 2 * m * (n + k), 2.0 * m * n * k)
 
 
@@ -98,6 +98,21 @@ def _cusparselt(x: Any, linears: list[Any], layers: list[Any]) -> dict[str, list
         return {}
     sparse = [torch.sparse.to_sparse_semi_structured(linear.weight.detach().contiguous()) for linear in linears]
     return {"cuSPARSELt bf16": [lambda w=w: TF.linear(x, w) for w in sparse]}
+
+
+def _cusparselt_int8(x: Any, linears: list[Any], layers: list[Any]) -> dict[str, list[Call]]:
+    """cuSPARSELt's int8 product alone, on operands that are already int8."""
+    import torch
+
+    if not torch.backends.cusparselt.is_available() or x.shape[0] % 16:
+        return {}
+    compressed = [torch._cslt_compress(layer.weight_q.contiguous()) for layer in layers]
+    q = torch.randint(-127, 128, x.shape, dtype=torch.int8, device=gpu.DEVICE)
+    return {
+        "cuSPARSELt int8 alone": [
+            lambda w=w: torch._cslt_sparse_mm(w, q.T, out_dtype=torch.int32) for w in compressed
+        ],
+    }  # fmt: skip
 
 
 def int8_linear() -> Iterator[Row]:
@@ -153,6 +168,10 @@ def sparse_linear() -> Iterator[Row]:
 
         make = lambda linear: bm.nn.BlockSparseLinear.from_dense(linear, blocksize=32)  # noqa: E731
         yield from _linear("block_sparse_linear 32 80%", m, *SQUARE, make, _none, GATES[1], blocks)
+    int8 = bm.nn.Int8SemiSparseLinear.from_dense
+    for n, k in LLAMA[1:2] + LLAMA[3:]:
+        for m in (1, 128, 2048):
+            yield from _linear("int8_semi_sparse_linear", m, n, k, int8, _cusparselt_int8, GATES[0], two_four)
 
 
 def dropout() -> Iterator[Row]:

@@ -34,6 +34,7 @@ endif()
 if(CMAKE_CUDA_COMPILER_VERSION VERSION_GREATER_EQUAL 12.8)
   list(APPEND built sm_100 compute_100)
   list(APPEND gencode -gencode=arch=compute_100,code=[sm_100,compute_100])  # PTX for what comes later
+  list(APPEND gencode --compress-mode=size)
 else()
   string(APPEND ampere ",compute_80")
   list(APPEND built compute_80)

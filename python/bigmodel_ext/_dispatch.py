@@ -108,7 +108,8 @@ def _default(name: str) -> Candidate:
         return _checked_reference(name)
 
     def refuse(*args: Any) -> Any:
-        raise RuntimeError(f"{name}: BIGMODEL_BACKEND={forced} is forced and has no kernel for these tensors")
+        why = f": {unavailable[forced]}" if forced in unavailable else ""
+        raise RuntimeError(f"{name}: BIGMODEL_BACKEND={forced} is forced and has no kernel for these tensors{why}")
 
     return Candidate(forced, refuse, lambda x: f"it has no kernel for {name} on these tensors")
 
