@@ -36,10 +36,10 @@ Int8Tile best_tile(const Int8Sizes& s, int multiprocessors) {
 }
 
 // Hopper by its own instructions: clocks of the slowest multiprocessor. Per step of K the products take one clock for
-// 4096 of them, the copies' bytes come from the L2 cache; a tile's results are stored while nothing is multiplied.
-// Figures of the H100's data sheet and of publications, until they are measured.
+// 4096 of them, the copies' bytes come from the L2 cache and, once, from memory; a tile's results are stored while
+// nothing is multiplied. Figures of the H100's data sheet and of publications, until they are measured.
 constexpr double kProductsPerClock = 4096, kBytesPerClock = 34, kMostBytesPerClock = 56;  // of all, of one alone
-constexpr double kResultsPerClock = 16, kClocksOfLaunch = 5000;
+constexpr double kResultsPerClock = 16, kClocksOfLaunch = 5000, kMemoryBytesPerClock = 14.5;
 
 double wgmma_clocks(const TileSize& tile, int64_t splits, const Int8Sizes& s, int multiprocessors) {
   const int64_t units = tiles_of(tile, s) * splits, steps = ceil_div(ceil_div(s.k, tile.k), splits);
@@ -47,11 +47,11 @@ double wgmma_clocks(const TileSize& tile, int64_t splits, const Int8Sizes& s, in
   const double products = tile.m * tile.n * tile.k / kProductsPerClock;
   const double bytes = (tile.m + tile.n) * tile.k / std::min(kBytesPerClock / busy, kMostBytesPerClock);
   const double unit = static_cast<double>(steps) * std::max(products, bytes) + tile.m * tile.n / kResultsPerClock;
-  const double outputs = static_cast<double>(s.m * s.n);
-  const double summing = splits == 1 ? 0.0
-                                     : kClocksOfLaunch + outputs * 4.0 * static_cast<double>(splits + 1) /
-                                                             (multiprocessors * kBytesPerClock);
-  return static_cast<double>(ceil_div(units, multiprocessors)) * unit + summing;
+  const double device_bytes = multiprocessors * kMemoryBytesPerClock;
+  const double partial = static_cast<double>(8 * splits * s.m * s.n) / device_bytes;  // written, then read
+  const double summing = splits == 1 ? 0.0 : kClocksOfLaunch + partial;
+  const double memory = static_cast<double>((s.m + s.n) * s.k) / device_bytes;
+  return std::max(static_cast<double>(ceil_div(units, multiprocessors)) * unit, memory) + summing;
 }
 
 Int8Plan plan_wgmma(const Int8Sizes& s, const Int8Device& device) {

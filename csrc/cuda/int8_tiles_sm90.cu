@@ -1,10 +1,10 @@
 // Any M on compute capability 9.0, by wgmma. Blocks are persistent: one to a multiprocessor, each takes every
 // gridDim.x-th tile. A thread of the first warpgroup copies tiles of both operands by TMA, up to kStages steps of K
-// ahead, also into the next tile; the others multiply, 64 rows each. Per stage two mbarriers: `full` is
-// passed when the bytes are there, `empty` when all warps have read them.
+// ahead, also into the next tile; the other two warpgroups multiply half of the rows each. Per stage two mbarriers:
+// `full` is passed when the bytes are there, `empty` when all warps have read them.
 //
-// kSwapped: the weights are the operand of 64-row pieces, so that few rows of x do not waste them; sums are then
-// transposed on their way out.
+// kSwapped: the weights are the left operand, whose rows come in 64s, so that few rows of x do not waste them; sums are
+// then transposed on their way out.
 #include "int8_launch.h"
 #include "int8_result.cuh"
 #include "launch.h"
@@ -252,7 +252,11 @@ __global__ void __launch_bounds__(kThreads, 1)
 #if defined(BIGMODEL_SM90A)
   char* const shared = dynamic_shared<char>();
   Ring<S> ring = {ptx::shared_address(shared)};
-  if (threadIdx.x == 0) start_barriers(ring);
+  if (threadIdx.x == 0) {
+    ptx::prefetch_tensor_map(left);
+    ptx::prefetch_tensor_map(right);
+    start_barriers(ring);
+  }
   __syncthreads();
   if (threadIdx.x < kWarpgroup) {
     ptx::give_registers<kRegistersCopying>();
