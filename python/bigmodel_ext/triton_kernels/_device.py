@@ -70,8 +70,8 @@ def exp_of(x):
 
 @triton.jit
 def normal_tail(a):
-    """The lower tail of the normal distribution divided by exp(-a^2 / 2), a in [0, 15]: a polynomial in 1 / (1 + a / 4),
-    9e-9."""
+    """The lower tail of the normal distribution divided by exp(-a^2 / 2), a in [0, 15]: a polynomial in
+    1 / (1 + a / 4), 9e-9."""
     t = 1.0 / (1.0 + 0.25 * a)
     y = 0.035009466111660004 * t - 0.20176191627979279
     y = y * t + 0.407657265663147
@@ -219,8 +219,8 @@ def kept(seed, first, threshold, R: tl.constexpr, C: tl.constexpr, ALIGNED: tl.c
 
 @triton.jit
 def multiply(a, b, acc):
-    """acc + a @ b in float32: float32 operands are not shortened, and the interpreter, which has no bfloat16, gets all as
-    float32."""
+    """acc + a @ b in float32: float32 operands are not shortened, and the interpreter, which has no bfloat16, gets
+    all as float32."""
     if INTERPRETED:
         return tl.dot(widen(a), widen(b), acc)
     return tl.dot(a, b, acc, input_precision="ieee")

@@ -207,8 +207,8 @@ def product_kernel(
             left = widen(left)
         acc = multiply(left, right, acc)
     store_finished(out, acc, bias, m, d, M, D, ACTIVATION)
-    if marks is not None:
-        if tile_d == 0:
+    if marks is not None:  # known when it is compiled, unlike what follows
+        if tile_d == 0:  # noqa: SIM102
             tl.store(marks + m, bad, m < M)
 
 
@@ -318,7 +318,7 @@ def gather(
     marks: Tensor | None = None,
     scales: tuple[Tensor, Tensor] | None = None,
 ) -> None:
-    """out [M,N] row by row; with marks only the rows that are marked. scales: x and values are int8, k counts blocks."""
+    """out [M,N] row by row; with marks only marked rows. scales: x and values are int8, k counts blocks."""
     (m, n), panels = out.shape, -(-k // panel)
     args = {
         "x": x, "values": values, "crow": crow, "col": col, "places": inverse_order(order, n, panels), "bias": bias,
