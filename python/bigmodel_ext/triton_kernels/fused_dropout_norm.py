@@ -1,5 +1,5 @@
-"""Fused dropout and the normalisation of its rows (see csrc/cpu/fused_dropout_norm.h): a block holds whole rows, so that
-memory is read and written once. The backward kernel also sums over rows, in a fixed order."""
+"""Fused dropout and the normalisation of its rows (see csrc/cpu/fused_dropout_norm.h): a block holds whole rows, so
+that memory is read and written once. The backward kernel also sums over rows, in a fixed order."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""A linear layer with 1x4 blocks of int8 (see formats.block), activations quantized per row; exact in int32. Few rows of
-activations are gathered for the stored blocks; for more the blocks are spread to a dense int8 weight in working
+"""A linear layer with 1x4 blocks of int8 (see formats.block), activations quantized per row; exact in int32. Few rows
+of activations are gathered for the stored blocks; for more the blocks are spread to a dense int8 weight in working
 memory."""
 
 from __future__ import annotations

@@ -1,9 +1,10 @@
 """A linear layer with unstructured sparse weights in panels (see formats.csr), and its gradients.
 
-Few rows of activations: a program gathers them for the entries of some rows of the weight, which are read once and never
-spread. More rows: the entries are spread to a dense weight in working memory, for a dense product; what is gained there
-is the layer's memory, not time. A number that is not finite must reach stored weights only, so that product leaves such
-numbers out and marks their rows, which the gathering kernel computes again; usually it finds none.
+Few rows of activations: a program gathers them for the entries of some rows of the weight, which are read once and
+never spread. More rows: the entries are spread to a dense weight in working memory, for a dense product; what is
+gained there is the layer's memory, not time. A number that is not finite must reach stored weights only, so that
+product leaves such numbers out and marks their rows, which the gathering kernel computes again; usually it finds
+none.
 
 Whatever crow, col and order hold, accesses stay within the tensors.
 """
@@ -207,8 +208,8 @@ def product_kernel(
             left = widen(left)
         acc = multiply(left, right, acc)
     store_finished(out, acc, bias, m, d, M, D, ACTIVATION)
-    if marks is not None:  # known when it is compiled, unlike what follows
-        if tile_d == 0:  # noqa: SIM102
+    if marks is not None:  # noqa: SIM102  known when it is compiled, unlike what follows
+        if tile_d == 0:
             tl.store(marks + m, bad, m < M)
 
 
