@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import threading
@@ -177,7 +178,8 @@ def _write(path: Path | None, choices: dict[str, str]) -> None:
         temporary.write_text(json.dumps(choices, indent=1, sort_keys=True))
         temporary.replace(path)
     except OSError:  # where nothing can be written, the next process measures again
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink()
 
 
 def power_of_2(x: int, least: int = 1) -> int:

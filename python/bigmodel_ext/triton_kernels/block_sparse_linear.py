@@ -46,8 +46,7 @@ def block_rows_kernel(
         left = tl.load(
             x + m.to(tl.int64)[:, None] * K + k[None, :], (m < M)[:, None] & ((k >= 0) & (k < K))[None, :], 0.0
         )
-        start = place.to(tl.int64) * S * S  # type: ignore[attr-defined]  # to mypy an int
-        right = tl.load(values + start + s[:, None] * S + s[None, :])
+        right = tl.load(values + tl.cast(place, tl.int64) * S * S + s[:, None] * S + s[None, :])
         if TRANSPOSED:
             right = tl.trans(right)
         if left.dtype != right.dtype:

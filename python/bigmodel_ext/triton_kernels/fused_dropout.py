@@ -63,7 +63,9 @@ def configs(features: int, rows: int) -> list[Config]:
     found = []
     for size, warps in sizes:
         columns = min(size, power_of_2(features, 16))
-        while columns > 128 and features % columns and features < 4 * columns:  # else much of the last block is idle
+        while (
+            not interpreted() and columns > 128 and features % columns and features < 4 * columns
+        ):  # else much of the last block is idle
             columns //= 2
         found.append(Config({"R": min(size // columns, power_of_2(rows)), "C": columns}, warps, 1))
     return found

@@ -75,7 +75,7 @@ def configs(m: int, k: int) -> list[Config]:
     if m <= 64:
         return [_config(64, 64, 128, 4, 4), _config(32, 64, 256, 4, 3), _config(64, 128, 128, 4, 3)]
     wide = Config({"BM": 128, "BN": 256, "BK": 128}, 8, 3, only="sm_90")  # elsewhere it has too few registers
-    return [_config(128, 128, 128, 8, 3), wide, _config(128, 128, 64, 4, 4)]
+    return [_config(128, 128, 128, 8, 3), wide, _config(128, 128, 64, 8, 4)]
 
 
 def launch_int8(

@@ -1,9 +1,10 @@
 """A linear layer with unstructured sparse weights in panels (see formats.csr), and its gradients.
 
 Few rows of activations: a program gathers them for the entries of some rows of the weight, which are read once and
-never spread. More rows: the entries are spread to a dense weight in working memory, for a dense product; what is gained
-there is the layer's memory, not time. A number that is not finite must reach stored weights only, so that product
-leaves such numbers out and marks their rows, which the gathering kernel computes again; usually it finds none.
+never spread. More rows: the entries are spread to a dense weight in working memory, for a dense product; what is
+gained there is the layer's memory, not time. A number that is not finite must reach stored weights only, so that
+product leaves such numbers out and marks their rows, which the gathering kernel computes again; usually it finds
+none.
 
 Whatever crow, col and order hold, accesses stay within the tensors.
 """
@@ -207,8 +208,9 @@ def product_kernel(
             left = widen(left)
         acc = multiply(left, right, acc)
     store_finished(out, acc, bias, m, d, M, D, ACTIVATION)
-    if marks is not None and tile_d == 0:
-        tl.store(marks + m, bad, m < M)
+    if marks is not None:  # noqa: SIM102  known when it is compiled, unlike what follows
+        if tile_d == 0:
+            tl.store(marks + m, bad, m < M)
 
 
 @triton.jit
@@ -317,8 +319,7 @@ def gather(
     marks: Tensor | None = None,
     scales: tuple[Tensor, Tensor] | None = None,
 ) -> None:
-    """out [M,N] row by row; with marks only the rows that are marked. scales: x and values are int8, k counts
-    blocks."""
+    """out [M,N] row by row; with marks only marked rows. scales: x and values are int8, k counts blocks."""
     (m, n), panels = out.shape, -(-k // panel)
     args = {
         "x": x, "values": values, "crow": crow, "col": col, "places": inverse_order(order, n, panels), "bias": bias,
