@@ -2,6 +2,7 @@ import pytest
 import torch
 from bigmodel_ext.train import optimizers
 from bigmodel_ext.train.loop import CrossEntropy, Examples, TrainConfig, accuracy, fit
+from bigmodel_ext.train.settings import OPTIMIZERS
 from torch import nn
 
 # Each as its paper has it, one tensor at a time, with state s: what a step makes of weight w and gradient g.
@@ -55,7 +56,7 @@ def test_steps_are_the_formula(changes, formula):
         assert torch.allclose(p.double(), expected[name], rtol=1e-4, atol=1e-6), name
 
 
-@pytest.mark.parametrize("name", optimizers.OPTIMIZERS)
+@pytest.mark.parametrize("name", OPTIMIZERS)
 def test_the_fused_form_is_used_where_it_runs(name):
     model = nn.Linear(5, 3)
     assert optimizers.make(model, _config(optimizer=name)).defaults["fused"] is True

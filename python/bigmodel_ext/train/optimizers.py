@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
 from torch.optim import Optimizer
 
-if TYPE_CHECKING:
-    from bigmodel_ext.train.loop import TrainConfig
+from bigmodel_ext.train.settings import TrainConfig
 
 
 def _sgd(groups: Any, config: TrainConfig, fused: bool) -> Optimizer:
@@ -27,7 +26,7 @@ def _adamw(groups: Any, config: TrainConfig, fused: bool) -> Optimizer:
     return torch.optim.AdamW(groups, lr=config.learning_rate, fused=fused)
 
 
-OPTIMIZERS: dict[str, Callable[[Any, TrainConfig, bool], Optimizer]] = {
+_MAKERS: dict[str, Callable[[Any, TrainConfig, bool], Optimizer]] = {
     "sgd": _sgd,  # with momentum, Nesterov's if asked for (Sutskever et al. 2013)
     "adam": _adam,  # Kingma & Ba 2015
     "adamw": _adamw,  # Loshchilov & Hutter 2019
@@ -48,7 +47,7 @@ def make(model: nn.Module, config: TrainConfig) -> Optimizer:
         {"params": [p for p in trained if p.dim() >= 2], "weight_decay": config.weight_decay},
         {"params": [p for p in trained if p.dim() < 2], "weight_decay": 0.0},
     ]
-    return OPTIMIZERS[config.optimizer](groups, config, fusable(trained))
+    return _MAKERS[config.optimizer](groups, config, fusable(trained))
 
 
 def fusable(parameters: list[nn.Parameter]) -> bool:

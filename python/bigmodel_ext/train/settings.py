@@ -9,8 +9,7 @@ from typing import Protocol
 
 from torch import Tensor, nn
 
-from bigmodel_ext.train.optimizers import OPTIMIZERS
-
+OPTIMIZERS = ("sgd", "adam", "adamw")  # see optimizers.py
 Loss = Callable[[nn.Module, Tensor, Tensor], Tensor]
 OnStep = Callable[[int], None]
 OnEpoch = Callable[[int, float], None]
