@@ -1,13 +1,26 @@
 """The only source of shapes: the sizes around every tile edge of the kernels, and random ones drawn from a seed."""
 
+import itertools
 import os
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import pytest
 
 EXECUTED = {"triton": "triton", "emulated": "emulated"}.get(os.environ.get("BIGMODEL_BACKEND", ""))
 """The backend of a device that is executed on this CPU, slowly: there are fewer and smaller shapes then."""
+
+INTERPRETED = EXECUTED == "triton"
+"""By Triton's interpreter, which takes a millisecond for a step of a program's loop, whatever the tile."""
+
+
+def covering(*factors: Sequence) -> list[tuple]:
+    """All combinations of the factors' values; in the interpreter as many that each value of each one occurs."""
+    if not INTERPRETED:
+        return list(itertools.product(*factors))
+    return [tuple(f[i % len(f)] for f in factors) for i in range(max(map(len, factors)))]
+
 
 EDGES = (0, 1, 2, 3, 4, 5, 15, 16, 17, 31, 63, 64, 65, 127, 128, 129, 257)
 if EXECUTED:

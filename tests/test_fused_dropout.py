@@ -5,7 +5,7 @@ import torch
 from bigmodel_ext import _dispatch, _reference
 from bigmodel_ext import functional as F
 from bigmodel_ext._checks import ACTIVATIONS
-from shapes import EDGES
+from shapes import EDGES, covering
 from tolerances import assert_as_accurate
 
 raw = torch.ops.bigmodel_ext
@@ -26,8 +26,7 @@ def torchs_slope(x: torch.Tensor, activation: str) -> torch.Tensor:
     return torch.autograd.grad(_reference.activate(x, activation).sum(), x)[0]
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize(("dtype", "activation"), covering(DTYPES, ACTIVATIONS))
 def test_activation_and_slope_are_accurate(float_isa, dtype, activation):
     x = inputs_for(dtype)
     ours = raw.fused_dropout(x, None, None, None, 0.0, activation)
@@ -52,8 +51,7 @@ def test_small_results_keep_their_relative_accuracy(float_isa, activation):
     assert error < 8 * torch.finfo(torch.float32).eps
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize(("dtype", "activation"), covering(DTYPES, ACTIVATIONS))
 def test_special_values(float_isa, dtype, activation):
     x = torch.tensor([math.nan, math.inf, -math.inf, 0.0, -0.0, 3e38, -3e38, 1e-45, -1e-45] * 9).to(dtype)
     wide = x.double()
@@ -67,8 +65,7 @@ def test_special_values(float_isa, dtype, activation):
         torch.testing.assert_close(ours, exact.to(dtype), rtol=1e-6, atol=1e-38, equal_nan=True)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("n", EDGES)
+@pytest.mark.parametrize(("dtype", "n"), covering(DTYPES, EDGES))
 def test_chain_equals_the_reference(float_isa, dtype, n):
     x, residual, bias = torch.randn(7, n).to(dtype), torch.randn(7, n).to(dtype), torch.randn(n)
     seed = torch.tensor(SEED)

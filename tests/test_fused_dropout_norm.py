@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as TF
 from bigmodel_ext import _dispatch, _native, _reference
 from bigmodel_ext import functional as F
-from shapes import EXECUTED
+from shapes import EXECUTED, covering
 from tolerances import assert_as_accurate
 from torch import nn
 
@@ -21,6 +21,7 @@ TOLERANCE = {
     torch.float16: 2e-3,
 }  # a unit in the last place, where rounding differs
 FEATURES = (1, 2, 15, 16, 63, 64, 65, 100, 129, 768)
+LONG_FEATURES = (256, 257, 511, 512, 1023, 1024, 1032, 1100, 2056, 5000)
 
 
 def torchs_norm(h, norm, weight, norm_bias, eps):
@@ -36,9 +37,7 @@ def tensors(rows, features, dtype):
     return x, residual + 0.5, bias, weight, norm_bias, gy, gh
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("norm", NORMS)
-@pytest.mark.parametrize("features", FEATURES)
+@pytest.mark.parametrize(("dtype", "norm", "features"), covering(DTYPES, NORMS, FEATURES))
 def test_h_is_fused_dropout_s_and_y_its_norm(float_isa, dtype, norm, features):
     for rows in (1, 7):
         x, residual, bias, weight, norm_bias, *_ = tensors(rows, features, dtype)
@@ -56,9 +55,7 @@ def test_h_is_fused_dropout_s_and_y_its_norm(float_isa, dtype, norm, features):
             assert_as_accurate(y, torchs_norm(h, norm, *small, 1e-3), exact)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("norm", NORMS)
-@pytest.mark.parametrize("features", FEATURES)
+@pytest.mark.parametrize(("dtype", "norm", "features"), covering(DTYPES, NORMS, FEATURES))
 def test_backward_is_as_accurate_as_torch_s(float_isa, dtype, norm, features):
     x, residual, bias, weight, norm_bias, gy, gh = tensors(9, features, dtype)
     seed, p = torch.tensor(SEED), 0.3
@@ -78,8 +75,7 @@ def test_backward_is_as_accurate_as_torch_s(float_isa, dtype, norm, features):
         assert_as_accurate(mine.to(dtype), lower, exact)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("features", [256, 257, 511, 512, 1023, 1024, 1032, 1100, 2056, 5000])
+@pytest.mark.parametrize(("dtype", "features"), covering(DTYPES, LONG_FEATURES))
 def test_rows_of_several_warps(dtype, features):
     """About the tiles of CUDA's kernels: whole and shorter ones, a warp to a row and a block, aligned and not."""
     x, residual, bias, weight, norm_bias, gy, gh = tensors(5, features, dtype)
@@ -147,8 +143,7 @@ def test_the_same_bits_for_any_number_of_threads(float_isa):
     assert all(torch.equal(a, b) for r in results for a, b in zip(r, results[0], strict=True))
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("shape", [(0, 5), (1, 1), (3, 100), (700, 257), (5000, 3)])
+@pytest.mark.parametrize(("dtype", "shape"), covering(DTYPES, ((0, 5), (1, 1), (3, 100), (700, 257), (5000, 3))))
 def test_the_bias_gradient_is_the_sum_of_dx(float_isa, dtype, shape):
     x, _, bias, *_, grad, _ = tensors(*shape, dtype)
     args = (grad, x, bias, torch.tensor(SEED), 0.25, "gelu")

@@ -7,11 +7,12 @@ from bigmodel_ext import _reference
 from bigmodel_ext import functional as F
 from bigmodel_ext._checks import INT8_MAX_K
 from bigmodel_ext.formats.int8 import pack, unpack
-from shapes import MNK, RANDOM
+from shapes import MNK, RANDOM, covering
 from tolerances import assert_as_accurate
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 BIAS_DTYPES = (None, torch.float32, torch.bfloat16, torch.float16, torch.float64)
+DTYPE_SHAPES = ((1, 64, 16), (1, 130, 33), (8, 65, 64), (97, 192, 70))
 
 
 def make(m, n, k, dtype=torch.float32, bias_dtype=torch.float32):
@@ -43,10 +44,9 @@ def test_equals_the_definition(isa, m, n, k):
     check(*make(m, n, k, DTYPES[(m + n + k) % 3], BIAS_DTYPES[(m + 2 * n + k) % 5]))
 
 
-@pytest.mark.parametrize("bias_dtype", BIAS_DTYPES)
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("m", "n", "k"), [(1, 64, 16), (1, 130, 33), (8, 65, 64), (97, 192, 70)])
-def test_dtypes(isa, dtype, bias_dtype, m, n, k):
+@pytest.mark.parametrize(("dtype", "bias_dtype", "shape"), covering(DTYPES, BIAS_DTYPES, DTYPE_SHAPES))
+def test_dtypes(isa, dtype, bias_dtype, shape):
+    m, n, k = shape
     check(*make(m, n, k, dtype, bias_dtype))
 
 

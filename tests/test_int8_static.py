@@ -10,7 +10,7 @@ from bigmodel_ext import _reference
 from bigmodel_ext import functional as F
 from bigmodel_ext.formats.int8 import pack
 from layers import dense
-from shapes import EDGES, MNK
+from shapes import EDGES, MNK, covering
 from torch import nn
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -44,8 +44,7 @@ def test_equals_the_definition(isa, m, n, k):
     check(*make(m, n, k, DTYPES[(m + n + k) % 3]), torch.tensor(0.02))
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("k", EDGES)
+@pytest.mark.parametrize(("dtype", "k"), covering(DTYPES, EDGES))
 def test_rounds_and_saturates(isa, dtype, k):
     """Ties, both ends and far beyond them, at every place of a row; the weights are the identity."""
     values = torch.tensor([0.5, 1.5, -2.5, 126.5, 127.5, -127.5, 128.0, -300.0, 3e4, -3e4, 0.0, -0.0, 7.4])

@@ -4,13 +4,12 @@ import pytest
 import torch
 from bigmodel_ext import _reference
 from bigmodel_ext import functional as F
-from shapes import EDGES
+from shapes import EDGES, covering
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("k", EDGES)
+@pytest.mark.parametrize(("dtype", "k"), covering(DTYPES, EDGES))
 def test_equals_the_reference(isa, threads, dtype, k):
     x = (torch.randn(37, k) * torch.logspace(-6, 4, 37)[:, None]).to(dtype)
     q, scale = F.quantize_rows(x)

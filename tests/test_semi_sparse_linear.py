@@ -1,12 +1,12 @@
 import math
-from itertools import combinations, product
+from itertools import combinations
 
 import bigmodel_ext as bm
 import pytest
 import torch
 from bigmodel_ext import functional as F
 from bigmodel_ext.formats import two_four
-from shapes import MNK, random_mnk
+from shapes import MNK, covering, random_mnk
 from sparse_cases import assert_bit_equal_for_any_threads, assert_takes_any_strides_and_dimensions, two_four_weight
 from tolerances import assert_as_accurate, terms
 
@@ -51,7 +51,7 @@ def test_random_shapes(m, n, k):
     check_forward_and_gradients(m, n, k, (0.0, 0.3, 0.9)[seed % 3], DTYPES[seed % 5 % 3], bias=seed % 2 > 0)
 
 
-@pytest.mark.parametrize(("dtype", "m"), list(product(DTYPES, (1, 2, 3, 4, 12, 24, 40, 64, 100, 140, 200))))
+@pytest.mark.parametrize(("dtype", "m"), covering(DTYPES, (1, 2, 3, 4, 12, 24, 40, 64, 100, 140, 200)))
 def test_values_of_x_dtype(float_isa, dtype, m):
     """The kernels' groups of rows, and more than are packed at once."""
     check_forward_and_gradients(m, 50, 270, 0.2, dtype, values_dtype=dtype)
@@ -64,8 +64,7 @@ def test_more_tiles_than_a_pass_takes(float_isa, m):
     check_forward_and_gradients(m, 35 * 32, 34, 0.0, torch.float32)
 
 
-@pytest.mark.parametrize("m", [1, 5, 90])
-@pytest.mark.parametrize("pair", PAIRS)
+@pytest.mark.parametrize(("pair", "m"), covering(PAIRS, (1, 5, 90)))
 def test_each_of_the_six_patterns(float_isa, pair, m):
     """Position by position, in numbers without rounding."""
     weight = torch.zeros(33, 40)

@@ -1,12 +1,11 @@
 import math
 from concurrent.futures import ThreadPoolExecutor
-from itertools import product
 
 import pytest
 import torch
 from bigmodel_ext import functional as F
 from bigmodel_ext.formats import csr
-from shapes import MNK, RANDOM
+from shapes import INTERPRETED, MNK, RANDOM, covering
 from sparse_cases import (
     PANELS,
     SPARSITIES,
@@ -60,23 +59,22 @@ def test_random_shapes(m, n, k):
     )  # fmt: skip
 
 
-@pytest.mark.parametrize(("sparsity", "panel"), list(product(SPARSITIES, PANELS)))
+@pytest.mark.parametrize(("sparsity", "panel"), covering(SPARSITIES, PANELS))
 def test_sparsities_and_panels(isa, sparsity, panel):
     check_forward_and_gradients(67, 70, 300, sparsity, panel, torch.float32)
     check_forward_and_gradients(2, 70, 300, sparsity, panel, torch.float32)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("m", [1, 3, 4, 20, 40, 64, 130])
+@pytest.mark.parametrize(("dtype", "m"), covering(DTYPES, (1, 3, 4, 20, 40, 64, 130)))
 def test_values_of_x_dtype(isa, m, dtype):
     check_forward_and_gradients(m, 50, 270, 0.6, 128, dtype, values_dtype=dtype)
     check_forward_and_gradients(m, 50, 270, 0.6, 256, dtype)
 
 
-@pytest.mark.parametrize(("n", "k", "panel"), [(40, 300, 128), (700, 90, 64), (1100, 200, 256)])
-@pytest.mark.parametrize("sparsity", [0.3, 0.9])
-def test_sorted_rows(isa, n, k, panel, sparsity):
-    for i, m in enumerate((1, 2, 20, 40, 50, 64, 130)):
+@pytest.mark.parametrize(("shape", "sparsity"), covering(((40, 300, 128), (700, 90, 64), (1100, 200, 256)), (0.3, 0.9)))
+def test_sorted_rows(isa, shape, sparsity):
+    n, k, panel = shape
+    for i, m in enumerate((2, 20) if INTERPRETED else (1, 2, 20, 40, 50, 64, 130)):
         dtype = DTYPES[i % 3]
         values_dtype = dtype if i % 2 else torch.float32
         check_forward_and_gradients(m, n, k, sparsity, panel, dtype, values_dtype=values_dtype, sort=True)
@@ -95,8 +93,7 @@ def test_one_row_times_full_and_empty_rows(isa, panel, full_first):
     assert_as_accurate(y if full_first else y.flip(1), x @ weight.T, exact, scale=terms(x, weight.T))
 
 
-@pytest.mark.parametrize("special", [math.nan, math.inf])
-@pytest.mark.parametrize("length", range(1, 20))
+@pytest.mark.parametrize(("length", "special"), covering(range(1, 20, 3 if INTERPRETED else 1), (math.nan, math.inf)))
 def test_special_numbers_in_runs_of_rows(isa, length, special):
     """In a run of rows of any length the last entries do not see what lies behind them."""
     n, k = 40, 64
