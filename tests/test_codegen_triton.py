@@ -53,7 +53,9 @@ def test_dropout(target):
     for _, made, name in compiled(dropouts, target):
         assert made.spills == 0, name
         if target.startswith("sm"):
-            assert made.usage["REG"] <= 128, name
+            # The norm's backward pass holds rows of four tensors and sums over rows: it trades occupancy for one pass.
+            most = 168 if "norm_backward" in name else 128
+            assert made.usage["REG"] <= most, name
             assert "LDG.E.128" in made.sass, name
             assert "STG.E.128" in made.sass, name
 

@@ -25,7 +25,7 @@ using Identity = T;
 #include <cstddef>
 #include <cstdint>
 
-#define BIGMODEL_SHARED(name, ...) __shared__::bigmodel::Identity<__VA_ARGS__> name
+#define BIGMODEL_SHARED(name, ...) __shared__ __align__(16)::bigmodel::Identity<__VA_ARGS__> name
 
 // wgmma and its kin exist in this pass of the compiler.
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)

@@ -22,15 +22,18 @@ if(NOT CMAKE_CUDA_COMPILER)
 endif()
 
 enable_language(CUDA)
+if(CMAKE_CUDA_COMPILER_VERSION VERSION_LESS 12.0)  # tensor maps
+  if(BIGMODEL_CUDA STREQUAL "ON")
+    message(FATAL_ERROR "BIGMODEL_CUDA=ON, but nvcc is ${CMAKE_CUDA_COMPILER_VERSION}: 12.0 or later is needed")
+  endif()
+  message(STATUS "bigmodel_ext: no CUDA kernels, because nvcc is ${CMAKE_CUDA_COMPILER_VERSION}, not 12.0 or later")
+  return()
+endif()
 set(CMAKE_CUDA_STANDARD 17)
 set(CMAKE_CUDA_STANDARD_REQUIRED ON)
-set(built sm_80 sm_86)  # as the module tells them
-set(ampere sm_80,sm_86)  # from one PTX: the front end is most of the compile time
-if(CMAKE_CUDA_COMPILER_VERSION VERSION_GREATER_EQUAL 11.8)
-  string(APPEND ampere ",sm_89")
-  list(APPEND built sm_89 sm_90a)
-  list(APPEND gencode -gencode=arch=compute_90a,code=sm_90a)
-endif()
+set(built sm_80 sm_86 sm_89 sm_90a)  # as the module tells them
+set(ampere sm_80,sm_86,sm_89)  # from one PTX: the front end is most of the compile time
+set(gencode -gencode=arch=compute_90a,code=sm_90a)
 if(CMAKE_CUDA_COMPILER_VERSION VERSION_GREATER_EQUAL 12.8)
   list(APPEND built sm_100 compute_100)
   list(APPEND gencode -gencode=arch=compute_100,code=[sm_100,compute_100])  # PTX for what comes later

@@ -17,7 +17,7 @@ struct Steps {
 
 // kGroup threads to a row.
 template <typename T, bool kVectors, int kGroup>
-__global__ void __launch_bounds__(kThreads, 3) quantize_rows_kernel(RowsToQuantize rows, QuantizedRows to) {
+__global__ void __launch_bounds__(kThreads, 2) quantize_rows_kernel(RowsToQuantize rows, QuantizedRows to) {
   using S = Steps<T, kVectors, kGroup>;
   constexpr int kElements = Chunk<T>::kElements;
   const int lane = threadIdx.x % kGroup;

@@ -32,7 +32,7 @@ class Pattern:
     crow: Tensor
     col: Tensor
     rows: Tensor | None  # int32 [panels * N]: the row at each place; None: in order
-    runs: Tensor | None = None
+    runs: Tensor  # int32 [N, panels, 2]: the index of the first value of a row in a panel, and how many it has there
     masks: Tensor | None = None
     units: Tensor | None = None
     # Where panels are not multiples of 128 columns, masks and units are those of a pattern that is: its values are
@@ -105,22 +105,20 @@ def of(native: Any, crow: Tensor, col: Tensor, order: Tensor | None, n: int, k: 
         held = tuple(
             t.detach() for t in (crow, col, order) if t is not None
         )  # torch can't swap what has weak references
-        found = Pattern(versions, held, n, k, panel, held[0].contiguous(), held[1].contiguous(), rows)
+        # All is derived before what waits for the device, so that other streams and graphs find it there.
+        runs = _runs(held[0].contiguous(), rows, n, panels)
+        found = Pattern(versions, held, n, k, panel, held[0].contiguous(), held[1].contiguous(), rows, runs)
         _derive(native, found, found.crow, found.col, rows, panel)
         _cache[col] = found
     return found
 
 
-def runs(pattern: Pattern) -> Tensor:
-    """int32 [N, panels, 2]: the index of the first value of a row in a panel, and how many it has there."""
-    if pattern.runs is None:
-        panels = -(-pattern.k // pattern.panel)
-        both = torch.stack([pattern.crow[:-1], pattern.crow.diff()], 1).view(panels, pattern.n, 2)
-        if pattern.rows is not None:
-            rows = pattern.rows.view(panels, pattern.n, 1).long().expand(-1, -1, 2)
-            both = torch.empty_like(both).scatter_(1, rows, both)
-        pattern.runs = both.transpose(0, 1).contiguous()
-    return pattern.runs
+def _runs(crow: Tensor, rows: Tensor | None, n: int, panels: int) -> Tensor:
+    both = torch.stack([crow[:-1], crow.diff()], 1).view(panels, n, 2)
+    if rows is not None:
+        rows = rows.view(panels, n, 1).long().expand(-1, -1, 2)
+        both = torch.empty_like(both).scatter_(1, rows, both)
+    return both.transpose(0, 1).contiguous()
 
 
 def bits(native: Any, pattern: Pattern) -> tuple[Tensor, Tensor, Tensor | None]:

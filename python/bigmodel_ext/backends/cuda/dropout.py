@@ -84,7 +84,7 @@ def fused_dropout_norm(
     if why_not_norm(native, x) is not None:
         out: tuple[Tensor, ...] = _dispatch.fall_back("fused_dropout_norm", x, *args)
         return out
-    if x.dim() == 0 or norm not in _checks.NORMS:
+    if x.dim() == 0 or x.shape[-1] == 0 or norm not in _checks.NORMS:
         _checks.check_fused_dropout_norm(x, *args)  # raises
     x = x.contiguous()
     rows = x.numel() // max(1, x.size(-1))
@@ -116,7 +116,7 @@ def fused_dropout_norm_backward(
     if why_not_norm_backward(native, grad_y) is not None:
         out: tuple[Tensor, ...] = _dispatch.fall_back("fused_dropout_norm_backward", grad_y, *args)
         return out
-    if x.dim() == 0 or norm not in _checks.NORMS:
+    if x.dim() == 0 or x.shape[-1] == 0 or norm not in _checks.NORMS:
         _checks.check_fused_dropout_norm_backward(grad_y, *args)  # raises
     x = x.contiguous()
     dx, dh, (slabs, sums) = torch.empty_like(x), torch.empty_like(x), _slabs(native, x, 2 if bias is None else 3)

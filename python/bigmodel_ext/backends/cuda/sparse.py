@@ -87,9 +87,8 @@ def sparse_linear(
     if out.numel() == 0:
         pass
     elif k == 0 or (m <= FEW_ROWS and not (half and values.dtype is x.dtype and pattern.density > DENSE_ENOUGH)):
-        runs = sparse_patterns.runs(pattern)
         native.sparse_rows(
-            rows.contiguous(), values, pattern.col, runs, panel, _bias(bias), None, None, out, activation
+            rows.contiguous(), values, pattern.col, pattern.runs, panel, _bias(bias), None, None, out, activation
         )
     elif half and m <= TILE_ROWS:
         masks, units, source = sparse_patterns.bits(native, pattern)
@@ -175,7 +174,7 @@ def int8_sparse_linear(
         blocks = values.contiguous().view(-1).view(torch.int32)
         epilogue = (_bias(bias), scale, weight_scale.contiguous(), out, activation)
         if m <= FEW_ROWS or k == 0:
-            native.sparse_rows(words, blocks, pattern.col, sparse_patterns.runs(pattern), panel, *epilogue)
+            native.sparse_rows(words, blocks, pattern.col, pattern.runs, panel, *epilogue)
         else:
             masks, units, source = sparse_patterns.bits(native, pattern)
             blocks = blocks if source is None else blocks[source]
