@@ -25,6 +25,7 @@ TITLES = {
     "model": "Encoders end to end", "int8": "INT8 linear", "sparse": "Sparse linear",
     "blocks": "Block-sparse linear", "conv": "Convolutions", "dropout": "Fused dropout",
     "norm": "Dropout, residual and norm", "overhead": "What a call costs at 1x16",
+    "binary_coded": "Binary-coded linear", "weight_only": "INT8 weight-only linear",
 }  # fmt: skip
 PICTURES = {
     "sparse": ("sparsity.png", "speed-up against the share of zeros"),
